@@ -1,0 +1,242 @@
+"""Train the small embedded base model from plain text, on a CPU, from nothing.
+
+    python scripts/train_base_model.py --text BOOK.txt.gz ... --hold-out NAME --out DIR
+
+Any UTF-8 text files will do (plain or gzip). The script trains a byte-level BPE tokenizer, trains a Llama-architecture
+model, measures bits per character on the files held out, and writes a folder that transformers opens with
+``AutoModelForCausalLM.from_pretrained``: half precision safetensors, tokenizer and model card.
+
+Matrices inside the blocks are updated by Muon (Jordan et al. 2024), embeddings and norms by AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files, .txt or .txt.gz")
+    parser.add_argument("--hold-out", nargs="*", default=[], help="files whose name contains this are only measured on")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the byte-level BPE")
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--key-value-heads", type=int, default=3)
+    parser.add_argument("--intermediate", type=int, default=512)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the schedule")
+    parser.add_argument("--document-characters", type=int, default=6000, help="paragraphs are grouped to documents")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between two writings of the folder")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks (needs a C compiler)")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def read_text(path: Path) -> str:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def documents(text: str, characters: int) -> list[str]:
+    """Group paragraphs to documents of about ``characters``, so that begin and end tokens are seen often."""
+    groups: list[str] = []
+    current: list[str] = []
+    size = 0
+    for paragraph in text.split("\n\n"):
+        current.append(paragraph)
+        size += len(paragraph)
+        if size >= characters:
+            groups.append("\n\n".join(current))
+            current, size = [], 0
+    if current:
+        groups.append("\n\n".join(current))
+    return groups
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    # Digits stay single, so that a laboratory value is read the same way whatever its neighbours are.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """One stream of token ids: begin, document, end, begin, document, end, ..."""
+    end = tokenizer.token_to_id(EOS)
+    encoded = tokenizer.encode_batch(texts)
+    return np.concatenate([np.array([*item.ids, end], dtype=np.int64) for item in encoded])
+
+
+def bits_per_character(model: LlamaForCausalLM, stream: np.ndarray, characters: int, context: int) -> float:
+    """Every token is scored once: the first window whole, each later one, half a window on, in its second half."""
+    half = context // 2
+    total = 0.0
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, max(1, len(stream) - half), half):
+            window = torch.from_numpy(stream[start : start + context + 1])[None]
+            logits = model(input_ids=window[:, :-1], use_cache=False).logits[0]
+            losses = F.cross_entropy(logits, window[0, 1:], reduction="none")
+            total += float(losses[half if start else 0 :].sum())
+    model.train()
+    return total / math.log(2) / characters
+
+
+def build_model(arguments: argparse.Namespace, tokenizer: Tokenizer) -> LlamaForCausalLM:
+    torch.manual_seed(arguments.seed)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=arguments.hidden,
+        intermediate_size=arguments.intermediate,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        num_key_value_heads=arguments.key_value_heads,
+        max_position_embeddings=arguments.context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.token_to_id(PAD),
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+    )
+    return LlamaForCausalLM(config)
+
+
+def learning_rate_at(step: int, steps: int) -> float:
+    """Factor of the peak: 2 % warm-up, flat to the half, then linear to 2 %."""
+    warmup, flat = max(1, int(0.02 * steps)), int(0.5 * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if step < flat:
+        return 1.0
+    return 1.0 - 0.98 * (step - flat) / max(1, steps - flat)
+
+
+def save(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, arguments: argparse.Namespace, record: dict[str, object]
+) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    half = LlamaForCausalLM(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.config.dtype = "float16"
+    half.save_pretrained(arguments.out)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=arguments.context,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(arguments.out)
+    (arguments.out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    held_out = [p for p in arguments.text if any(name in p.name for name in arguments.hold_out)]
+    training = [p for p in arguments.text if p not in held_out]
+    if not training:
+        sys.exit("Nothing to train on: every file of --text is named by --hold-out.")
+    texts = {path: documents(read_text(path), arguments.document_characters) for path in arguments.text}
+    tokenizer = train_tokenizer([text for path in training for text in texts[path]], arguments.vocabulary)
+    stream = encode(tokenizer, [text for path in training for text in texts[path]])
+    measured = encode(tokenizer, [text for path in held_out for text in texts[path]]) if held_out else None
+    measured_characters = sum(len(text) for path in held_out for text in texts[path])
+    model = build_model(arguments, tokenizer)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters, {len(stream):,} training tokens", flush=True)
+
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=arguments.learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    order = np.random.default_rng(arguments.seed)
+    width, queue = arguments.context + 1, np.empty(0, dtype=np.int64)
+    blocks = torch.compile(model.model) if arguments.compile else model.model
+    started, record = time.monotonic(), {}
+    for step in range(arguments.steps):
+        if len(queue) < arguments.batch:
+            # Each pass cuts the stream at another offset, so that blocks differ from pass to pass.
+            offset = int(order.integers(arguments.context))
+            starts = np.arange(offset, len(stream) - width, arguments.context)
+            queue = np.concatenate([queue, order.permutation(starts)])
+        chosen, queue = queue[: arguments.batch], queue[arguments.batch :]
+        block = torch.from_numpy(np.stack([stream[s : s + width] for s in chosen]))
+        hidden = blocks(input_ids=block[:, :-1], use_cache=False).last_hidden_state
+        loss = F.linear_cross_entropy(
+            hidden.flatten(0, 1),
+            model.lm_head.weight,
+            block[:, 1:].flatten(),
+            options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None),
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.learning_rate * learning_rate_at(step, arguments.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        if done % 20 == 0:
+            rate = done * arguments.batch * arguments.context / (time.monotonic() - started)
+            print(f"step {done}/{arguments.steps} loss {loss.item():.3f} {rate:,.0f} tokens/s", flush=True)
+        if done % arguments.save_every == 0 or done == arguments.steps:
+            record = {
+                "parameters": parameters,
+                "files": [path.name for path in training],
+                "held_out": [path.name for path in held_out],
+                "training_tokens_in_files": len(stream),
+                "steps": done,
+                "steps_planned": arguments.steps,
+                "tokens_seen": done * arguments.batch * arguments.context,
+                "seed": arguments.seed,
+                "seconds": round(time.monotonic() - started),
+                "command": "python scripts/train_base_model.py "
+                + " ".join(
+                    f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                    for name, value in vars(arguments).items()
+                    if name not in {"text", "out", "hold_out"} and value is not False
+                ),
+            }
+            if measured is not None:
+                record["held_out_bits_per_character"] = round(
+                    bits_per_character(model, measured, measured_characters, arguments.context), 4
+                )
+                print(f"held out: {record['held_out_bits_per_character']} bits per character", flush=True)
+            save(model, tokenizer, arguments, record)
+
+
+if __name__ == "__main__":
+    main()
