@@ -20,7 +20,8 @@ OUTSIDE = "192.0.2.1"  # reserved for documentation (RFC 5737): nobody answers t
 
 @pytest.fixture
 def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return table
 
 
 def test_network_is_blocked() -> None:
