@@ -1,0 +1,1 @@
+"""Bases, adapter methods and the Stack that joins them."""

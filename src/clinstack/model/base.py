@@ -1,0 +1,168 @@
+"""Base models: found by name, fingerprinted, and loaded the same way whether embedded, a local folder or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from clinstack.errors import InputError
+from clinstack.files import sha256_file
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+HEAD_MODULE = "score"
+"""Name of the classifier in transformers' decoder models for sequence classification."""
+_FINGERPRINTED = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")
+_WANTED = [*_FINGERPRINTED, "*.json", "merges.txt"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a base model is and what it is.
+
+    Parameters
+    ----------
+    name : str
+        As the recipe gave it: ``embedded``, a folder, or a hub id.
+    folder : Path
+        Where its files are.
+    fingerprint : str
+        Hash of weights, configuration and tokenizer as stored, whatever dtype they are loaded in.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+def find_base(name: str) -> Base:
+    """Locate a base model. Asks the hub only for a name that is not a local folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such base, or it has no safetensors weights (pickles are never opened).
+    """
+    folder = _folder_of(name)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base: {folder} has no config.json; name a folder in transformers' format.")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"base: {folder} has no *.safetensors. clinstack opens no pickled weights; "
+            "convert them with transformers' save_pretrained."
+        )
+    digest = hashlib.sha256()
+    for file in sorted({path for pattern in _FINGERPRINTED for path in folder.glob(pattern)}):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return Base(name, folder, "sha256:" + digest.hexdigest())
+
+
+def _folder_of(name: str) -> Path:
+    if name == EMBEDDED:
+        return EMBEDDED_FOLDER
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise InputError(
+            f"base: {name} is neither a folder, nor a hub id of the form organisation/model, nor 'embedded'."
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise InputError(
+            f"base: {name} is no folder here and could not be fetched (offline, and not in the local cache). "
+            "Copy the model to this machine and name its folder."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(f"base: {name} could not be fetched from the hub ({type(error).__name__}).") from None
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; one without a padding token gets its end (or unknown) token for padding.
+
+    What pads is never read: attention masks and pooling go by length, not by token id.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    return tokenizer
+
+
+def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> PreTrainedModel:
+    """Load the base as a causal language model, or as a classifier with a new float32 head.
+
+    Parameters
+    ----------
+    base : Base
+        What to load.
+    classes : int or None
+        Outputs of the head; None loads a causal language model.
+    dtype : str
+        Of the base's weights. The head is float32 whatever this is.
+    seed : int
+        Of the head's weights.
+
+    Raises
+    ------
+    InputError
+        If transformers does not know the architecture, or its head is not one linear layer.
+    """
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    before = transformers_logging.get_verbosity()
+    # Its "newly initialized" notice about the head would be the only thing it says, and is expected.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        if classes is None:
+            network = AutoModelForCausalLM.from_pretrained(base.folder, config=config, **options)
+        else:
+            config.num_labels = classes
+            network = AutoModelForSequenceClassification.from_pretrained(base.folder, config=config, **options)
+    except ValueError as error:
+        raise InputError(f"base: {base.name}: {str(error).splitlines()[0]}") from None
+    finally:
+        transformers_logging.set_verbosity(before)
+    network.config.use_cache = False
+    if classes is not None:
+        head = getattr(network, HEAD_MODULE, None)
+        if not isinstance(head, nn.Linear):
+            raise InputError(
+                f"base: {base.name} ({type(network).__name__}) has no linear '{HEAD_MODULE}' layer; "
+                "decoder models (Llama, Mistral, Qwen, ...) have one. Encoders are not supported yet."
+            )
+        # From its own generator: the same head whatever the library drew before.
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(head.weight.shape, generator=generator) * config.initializer_range
+        head.float()
+        head.weight.data.copy_(weight)
+    if getattr(config, "final_logit_softcapping", None) and classes is None:
+        raise InputError(f"base: {base.name} caps its logits; the packed loss does not support that yet.")
+    return network
+
+
+def backbone(network: PreTrainedModel) -> nn.Module:
+    """Return the part of the network below its head."""
+    below: nn.Module = network.base_model
+    return below

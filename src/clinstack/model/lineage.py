@@ -1,0 +1,197 @@
+"""Where adapters come from: reading their folders, hashing them, and refusing what does not belong together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from clinstack.errors import InputError
+from clinstack.files import read_json
+from clinstack.model.base import HEAD_MODULE, Base
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+HEAD_KEY = f"base_model.model.{HEAD_MODULE}.weight"
+"""Where PEFT keeps a classifier head in an adapter's file."""
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of names, dtypes, shapes and bytes, independent of order and device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes: numpy has no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StackedOn:
+    """What lay beneath an adapter when its weights were written: the base, and the adapters in order."""
+
+    base: str
+    adapters: tuple[tuple[str, str], ...]
+    """(name, hash of the weights) of each adapter beneath."""
+
+    @property
+    def parent(self) -> str:
+        """Hash of what is directly beneath."""
+        return self.adapters[-1][1] if self.adapters else self.base
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``stack.json``."""
+        return {"base": self.base, "adapters": [{"name": name, "weights": weights} for name, weights in self.adapters]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StackedOn:
+        """Read what `to_dict` wrote."""
+        return cls(values["base"], tuple((item["name"], item["weights"]) for item in values["adapters"]))
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter as it was read from disk.
+
+    ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified.
+    """
+
+    config: LoraConfig
+    weights: dict[str, torch.Tensor]
+    head: torch.Tensor | None
+    stacked_on: StackedOn | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the adapter's weights, without the head."""
+        return tensors_hash(self.weights)
+
+
+def read_stack_record(folder: Path) -> dict[str, Any]:
+    """Read ``stack.json``.
+
+    Raises
+    ------
+    InputError
+        If it is missing or of another format version.
+    """
+    path = folder / "stack.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no stack.json: it is not a Stack.")
+    record: dict[str, Any] = read_json(path)
+    if record.get("format_version") != 1:
+        raise InputError(f"{path}: format version {record.get('format_version')}; this clinstack reads 1.")
+    return record
+
+
+def stack_folder(path: Path) -> Path:
+    """Return the Stack that a path names: itself, or the one of a finished Run.
+
+    Raises
+    ------
+    InputError
+        If there is none, or the Run is not finished.
+    """
+    if (path / "run.json").is_file():
+        status = read_json(path / "run.json").get("status")
+        if status != "done":
+            raise InputError(f"{path}: this Run is not finished (it is {status!r}); start it again to complete it.")
+        return path / "stack"
+    if (path / "stack.json").is_file():
+        return path
+    raise InputError(f"{path} is neither a Run nor a Stack (it has no run.json and no stack.json).")
+
+
+def find_adapter_folder(path: Path, key: str) -> Path:
+    """Return the PEFT folder that a recipe's ``path`` names: a Run, a Stack with one adapter, or the folder itself."""
+    if (path / CONFIG_FILE).is_file():
+        return path
+    if not path.exists():
+        raise InputError(f"{key}.path: {path} does not exist.")
+    folder = stack_folder(path)
+    adapters = read_stack_record(folder)["adapters"]
+    if len(adapters) != 1:
+        names = ", ".join(item["name"] for item in adapters) or "none"
+        raise InputError(f"{key}.path: the Stack {folder} has {len(adapters)} adapters ({names}); name one's folder.")
+    return folder / str(adapters[0]["folder"])
+
+
+def read_adapter(folder: Path, key: str) -> AdapterSource:
+    """Read a PEFT folder, and its lineage where a ``stack.json`` stands beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``adapter_config.json`` and ``adapter_model.safetensors``.
+    key : str
+        Where the recipe names it, for messages.
+
+    Raises
+    ------
+    InputError
+        If it is not a LoRA, is pickled or damaged, brings modules a stack cannot hold, or differs from its record.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"{key}: {folder} has no {WEIGHTS_FILE} (pickled adapters are not opened).")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold LoRA adapters.")
+    foreign = sorted(set(config.modules_to_save or []) - {HEAD_MODULE, "classifier"})
+    if foreign:
+        raise InputError(f"{key}: {folder} brings its own copy of {foreign[0]}; a stack leaves the base as it is.")
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError:
+        raise InputError(f"{key}: {folder / WEIGHTS_FILE} is damaged (not a whole safetensors file).") from None
+    head = tensors.pop(HEAD_KEY, None)
+    # Taken as a plain PEFT adapter: by the task type PEFT would choose a wrapper that wants a head in the file.
+    config.task_type = None
+    config.modules_to_save = None
+    config.inference_mode = False
+    stacked_on = None
+    if (folder.parent / "stack.json").is_file():
+        for item in read_stack_record(folder.parent)["adapters"]:
+            if item["folder"] == folder.name:
+                stacked_on = StackedOn.from_dict(item["stacked_on"])
+                if tensors_hash(tensors) != item["weights"]:
+                    raise InputError(f"{key}: the weights in {folder} are not those that stack.json records.")
+    return AdapterSource(config, tensors, head, stacked_on)
+
+
+def refuse_wrong_base(source: AdapterSource, key: str, base: Base, beneath: Sequence[tuple[str, str]]) -> None:
+    """Refuse an adapter that was trained on another base, or on other adapters than lie beneath it now.
+
+    Raises
+    ------
+    InputError
+        Saying which of them differs.
+    """
+    recorded = source.stacked_on
+    if recorded is None:
+        return
+    if recorded.base != base.fingerprint:
+        raise InputError(
+            f"{key}: it was trained on a base with fingerprint {_short(recorded.base)}; "
+            f"the base {base.name} has {_short(base.fingerprint)}. Use the base that it was trained on."
+        )
+    if len(recorded.adapters) != len(beneath):
+        names = ", ".join(name for name, _ in recorded.adapters) or "the base alone"
+        raise InputError(f"{key}: it was trained on top of {names}; here {len(beneath)} adapters lie beneath it.")
+    for (name, weights), (present, present_weights) in zip(recorded.adapters, beneath, strict=True):
+        if weights != present_weights:
+            raise InputError(
+                f"{key}: it was trained on the adapter {name!r} with weights {_short(weights)}; "
+                f"here {present!r} with {_short(present_weights)} lies beneath it."
+            )
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:19]

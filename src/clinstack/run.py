@@ -1,0 +1,229 @@
+"""The Run: one directory for one execution of a stage. Locked, resumable, never half-written.
+
+A Run is *done* when ``run.json`` says so, and that is written last. Anything else is unfinished: the next start with
+the same recipe and the same inputs continues from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from clinstack import __version__
+from clinstack.errors import ClinstackError, InputError
+from clinstack.files import read_json, recover_directory, write_json, write_text
+from clinstack.recipe import StageRecipe, dump_recipe
+
+FORMAT_VERSION = 1
+_VERSIONED = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "scikit-learn")
+
+
+class Run:
+    """A Run directory that this process holds the lock of. Open it with `open_run`."""
+
+    def __init__(self, folder: Path, recipe: StageRecipe, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.record = record
+        self._started = time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.record["status"] == "done")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append one line to ``log.jsonl``. Numbers and names only: never the text of a note."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def log_size(self) -> int:
+        """Return the size of the log in bytes, for a checkpoint to remember."""
+        path = self.folder / "log.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def rewind_log(self, size: int) -> None:
+        """Drop what was logged after a checkpoint, because those steps are done again."""
+        path = self.folder / "log.jsonl"
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
+
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Record how long a part of the stage took in this process."""
+        self.record["seconds"][name] = round(self.record["seconds"].get(name, 0.0) + seconds, 3)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record how long a block takes under ``name``."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add_seconds(name, time.monotonic() - begin)
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the Run done. The last thing a stage does: everything else must be on disk."""
+        self.record.update(facts)
+        self.record["status"] = "done"
+        self.record["finished"] = _now()
+        self.add_seconds("total", time.monotonic() - self._started)
+        write_json(self.folder / "run.json", self.record)
+
+
+@contextmanager
+def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False, **facts: Any) -> Iterator[Run]:
+    """Create the Run of a recipe, or reopen it.
+
+    Parameters
+    ----------
+    recipe : StageRecipe
+        ``recipe.run`` names the directory.
+    inputs : dict of str to str
+        Path or name of each input and its hash.
+    fresh : bool
+        Delete what an earlier start left, also a finished Run.
+    **facts
+        Further entries of ``run.json``, such as ``stage`` and ``label``.
+
+    Raises
+    ------
+    InputError
+        If the directory belongs to something else, to another recipe, or the inputs changed since it began.
+    ClinstackError
+        If another process is working on it.
+    """
+    folder = Path(recipe.run)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"run: {folder} is a file; name a directory.")
+    _refuse_foreign_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ClinstackError(f"{folder}: another process is working on this Run; wait for it or stop it.") from None
+    try:
+        if fresh:
+            _empty(folder)
+        record = _reopen(folder, recipe, inputs) or _create(folder, recipe, inputs, facts)
+        run = Run(folder, recipe, record)
+        try:
+            yield run
+        except Exception as error:
+            # The kind of error only: its message could quote data.
+            run.record["status"] = "failed"
+            run.record["error"] = type(error).__name__
+            write_json(folder / "run.json", run.record)
+            raise
+    finally:
+        lock.release()
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.is_dir() and not (folder / "run.json").exists():
+        strangers = [item.name for item in folder.iterdir() if item.name not in {".lock", "recipe.yaml"}]
+        strangers = [name for name in strangers if not name.endswith(".partial")]
+        if strangers:
+            raise InputError(f"run: {folder} is not empty and is not a Run (it has {strangers[0]}); name another.")
+
+
+def _empty(folder: Path) -> None:
+    for item in folder.iterdir():
+        if item.name == ".lock":
+            continue
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _reopen(folder: Path, recipe: StageRecipe, inputs: dict[str, str]) -> dict[str, Any] | None:
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    record: dict[str, Any] = read_json(path)
+    if record.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {record.get('format_version')}; this clinstack reads {FORMAT_VERSION}."
+        )
+    remedy = "Name another run directory, or pass --fresh to begin anew (what is there is deleted)."
+    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    now = yaml.safe_load(dump_recipe(recipe))
+    changes = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, now)]
+    if changes:
+        raise InputError(f"{folder} was begun with another recipe ({'; '.join(changes[:5])}). {remedy}")
+    changed = sorted(name for name in {*record["inputs"], *inputs} if record["inputs"].get(name) != inputs.get(name))
+    if changed:
+        raise InputError(f"{folder}: the input {changed[0]} has changed since this Run began. {remedy}")
+    if record["status"] != "done":
+        recover_directory(folder / "stack")
+        record["status"] = "running"
+        record["starts"] += 1
+        record.pop("error", None)
+        write_json(path, record)
+    return record
+
+
+def _create(folder: Path, recipe: StageRecipe, inputs: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
+    record = {
+        "format_version": FORMAT_VERSION,
+        "status": "running",
+        **facts,
+        "created": _now(),
+        "starts": 1,
+        "seconds": {},
+        "versions": environment()["versions"],
+        "hardware": environment()["hardware"],
+        "seeds": {"training": recipe.training.seed, "evaluation": recipe.evaluation.seed},
+        "inputs": inputs,
+    }
+    # The recipe first: a directory with run.json always has its recipe.
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_json(folder / "run.json", record)
+    return record
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """Return the versions and the hardware that a Run records. Asks the running process only, not the network."""
+    versions = {"clinstack": __version__, "python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        hardware["threads"] = torch.get_num_threads()
+        hardware["accelerator"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {"versions": versions, "hardware": hardware}
