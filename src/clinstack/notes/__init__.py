@@ -1,0 +1,1 @@
+"""Notes: source tables in, canonical Parquet tables out."""
