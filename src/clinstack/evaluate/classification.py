@@ -102,14 +102,17 @@ class Scored:
         scored = set(self.scored_columns)
         return [name for column, name in enumerate(self.task.classes) if column not in scored]
 
-    def primary(self, weights: FloatArray) -> FloatArray:
-        """Return the primary figure under each weighting, shape (resamples,)."""
+    def headline(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the primary AUROC and the AUPRC under each weighting, each of shape (resamples,)."""
         if self.task.kind == "binary":
-            return ranking_metrics(self.indicator[:, 1], self.margin, weights)[0]
-        if self.task.kind == "multiclass":
-            return one_vs_one_auroc(self.indicator.argmax(axis=1), self.scores, weights)
+            return ranking_metrics(self.indicator[:, 1], self.margin, weights)
         columns = self.scored_columns
-        return mean_of_known(class_metrics(self.indicator[:, columns], self.scores[:, columns], weights)[0])
+        areas, precisions = class_metrics(self.indicator[:, columns], self.scores[:, columns], weights)
+        if self.task.kind == "multiclass":
+            area = one_vs_one_auroc(self.indicator.argmax(axis=1), self.scores, weights)
+        else:
+            area = mean_of_known(areas)
+        return area, mean_of_known(precisions)
 
     @property
     def unit_weights(self) -> FloatArray:
@@ -219,7 +222,10 @@ def _figures(
     if kind == "binary":
         averages = {"auroc": areas[:, 0]} | averages
     elif kind == "multiclass":
-        averages = {"auroc_ovo": table.primary(weights), "auroc_ovr": mean_of_known(areas)} | averages
+        averages = {
+            "auroc_ovo": one_vs_one_auroc(table.indicator.argmax(axis=1), table.scores, weights),
+            "auroc_ovr": mean_of_known(areas),
+        } | averages
     else:
         averages = {
             "auroc_macro": mean_of_known(areas),

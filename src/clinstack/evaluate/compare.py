@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,35 @@ class Comparison:
 
     Parameters
     ----------
-    auroc : list of dict
+    auroc, auprc : list of dict
         ``{"stack", "task", "metric", "value", "interval"}``; ``task`` is ``macro`` for the mean over tasks.
     differences : list of dict
-        ``{"a", "b", "task", "metric", "value", "interval"}``, a minus b.
-    tasks : tuple of str
-        The tasks that the macro figures average.
+        ``{"a", "b", "task", "metric", "value", "interval"}``: AUROC of a minus AUROC of b.
+    tests : list of dict
+        For each task what its test set is: rows, patients, classes scored, and the names of those left out.
+    scored : mapping of task to mapping of stack to Scored
+        The aligned rows behind the figures, for curves.
     patients : int
         Distinct patients over all test sets.
     """
 
     auroc: list[dict[str, Any]]
+    auprc: list[dict[str, Any]]
     differences: list[dict[str, Any]]
-    tasks: tuple[str, ...]
+    tests: list[dict[str, Any]]
+    scored: dict[str, dict[str, Scored]] = field(repr=False, compare=False)
     patients: int
 
 
 @dataclass(frozen=True)
 class _Figure:
-    value: float
-    resampled: FloatArray
+    """AUROC and AUPRC, each a value and its resamples."""
+
+    values: tuple[float, float]
+    resampled: tuple[FloatArray, FloatArray]
+
+    def estimate(self, place: int) -> dict[str, object]:
+        return estimate(self.values[place], self.resampled[place])
 
 
 def compare(
@@ -86,22 +95,26 @@ def compare(
         if stacks:
             scored[task], patients[task] = _aligned(tasks[task], stacks)
     if not scored:
-        return Comparison([], [], (), 0)
+        return Comparison([], [], [], [], {}, 0)
     draws = draw_patients((patient for ids in patients.values() for patient in ids), resamples, seed)
     figures = _figures(scored, patients, draws)
-    names = tuple(scored)
     return Comparison(
         auroc=[
-            {"stack": stack, "task": task, "metric": _metric(task, tasks)} | estimate(figure.value, figure.resampled)
+            {"stack": stack, "task": task, "metric": _metric(task, tasks)} | figure.estimate(0)
+            for (stack, task), figure in figures.items()
+        ],
+        auprc=[
+            {"stack": stack, "task": task, "metric": "macro_auprc" if task == MACRO else "auprc"} | figure.estimate(1)
             for (stack, task), figure in figures.items()
         ],
         differences=[
             {"a": a, "b": b, "task": task, "metric": f"{task}_auroc"} | _difference(figures[a, task], figures[b, task])
             for a, b in pairs
-            for task in (MACRO, *names)
+            for task in (MACRO, *scored)
             if (a, task) in figures and (b, task) in figures
         ],
-        tasks=names,
+        tests=[_test_set(next(iter(scored[task].values())), patients[task]) for task in scored],
+        scored=scored,
         patients=len(draws.patients),
     )
 
@@ -111,7 +124,21 @@ def _metric(task: str, tasks: Mapping[str, Task]) -> str:
 
 
 def _difference(a: _Figure, b: _Figure) -> dict[str, object]:
-    return estimate(a.value - b.value, a.resampled - b.resampled)
+    return estimate(a.values[0] - b.values[0], a.resampled[0] - b.resampled[0])
+
+
+def _test_set(rows: Scored, patients: Sequence[str]) -> dict[str, Any]:
+    return {
+        "task": rows.task.name,
+        "kind": rows.task.kind,
+        "metric": PRIMARY[rows.task.kind],
+        "rows": len(patients),
+        "patients": len(set(patients)),
+        "prevalence": float(rows.indicator[:, 1].mean()) if rows.task.kind == "binary" else None,
+        "classes": len(rows.task.classes),
+        "classes_scored": len(rows.scored_columns),
+        "classes_left_out": rows.left_out(),
+    }
 
 
 def _aligned(task: Task, stacks: Mapping[str, Path | pa.Table]) -> tuple[dict[str, Scored], list[str]]:
@@ -155,11 +182,14 @@ def _figures(
     for task, table in scored.items():
         weights = draws.weights(patients[task])
         for stack, rows in table.items():
-            figures[stack, task] = _Figure(float(rows.primary(rows.unit_weights)[0]), rows.primary(weights))
+            area, precision = rows.headline(rows.unit_weights)
+            figures[stack, task] = _Figure((float(area[0]), float(precision[0])), rows.headline(weights))
     for stack in stacks:
-        if all((stack, task) in figures for task in scored):
-            parts = [figures[stack, task] for task in scored]
+        parts = [figures[stack, task] for task in scored if (stack, task) in figures]
+        if len(parts) == len(scored):
+            areas, precisions = zip(*(part.resampled for part in parts), strict=True)
+            area, precision = np.mean([part.values for part in parts], axis=0)
             figures[stack, MACRO] = _Figure(
-                float(np.mean([part.value for part in parts])), np.mean([part.resampled for part in parts], axis=0)
+                (float(area), float(precision)), (np.mean(areas, axis=0), np.mean(precisions, axis=0))
             )
     return figures

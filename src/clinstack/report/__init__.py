@@ -1,0 +1,1 @@
+"""Runs become tables, figures and sentences that a reviewer can check."""

@@ -1,0 +1,41 @@
+"""The report's main tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clinstack.report.summary import Summary
+from clinstack.report.tables import Table, auroc_table, difference_table, perplexity_table
+
+if TYPE_CHECKING:
+    from rich import table as rich_table
+
+
+def console_tables(summary: Summary) -> list[rich_table.Table]:
+    """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
+
+    On synthetic data every title says so.
+    """
+    tables = [perplexity_table(summary), auroc_table(summary), difference_table(summary)]
+    return [_rich(table, summary.data.synthetic) for table in tables if table.rows]
+
+
+def _rich(table: Table, synthetic: bool) -> rich_table.Table:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    title = table.title + (" (synthetic patients, toy base model)" if synthetic else "")
+    shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column(table.columns[0], no_wrap=False)
+    for column in table.columns[1:]:
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, cells in table.rows:
+        texts = []
+        for cell in cells:
+            text = Text(cell.text, style="bold" if cell.strong else "")
+            if cell.detail:
+                text.append(f"\n{cell.detail}", style="dim not bold")
+            texts.append(text)
+        shown.add_row(Text(name), *texts)
+    return shown

@@ -1,0 +1,115 @@
+"""A tree of Runs with plausible random figures, for what only reads Runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clinstack.files import write_json, write_text
+from clinstack.tasks import Task
+
+STRENGTH = {
+    "head": 0.4,
+    "lora": 1.2,
+    "clinical-frozen": 0.7,
+    "clinical-frozen+lora": 1.35,
+    "clinical-trainable": 1.4,
+    "clinical-trainable+lora": 1.3,
+}
+TASKS = {
+    "prolonged_ventilation": Task("prolonged_ventilation", "binary", ("at most 4 days", "more than 4 days")),
+    "mortality": Task("mortality", "binary", ("survived", "died")),
+    "length_of_stay": Task("length_of_stay", "multiclass", ("0-3 days", "3-7 days", "1-2 weeks", "over 2 weeks")),
+    "diagnoses": Task("diagnoses", "multilabel", tuple(f"{code:03d}" for code in range(20))),
+    "procedures": Task("procedures", "multilabel", tuple(f"{code:02d}" for code in range(30, 42))),
+}
+
+
+def write_run(folder: Path, stage: str, label: str, task: str | None, trainable: int, **changes: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "format_version": 1,
+        "stage": stage,
+        "label": label,
+        "task": task,
+        "status": "done",
+        "synthetic": True,
+        "created": "2026-11-21T10:00:00+00:00",
+        "seconds": {"total": 41.3},
+        "versions": {"clinstack": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "peft": "0.21.2"},
+        "hardware": {"machine": "x86_64", "cores": 2, "accelerator": "none"},
+        "seeds": {"training": 0, "evaluation": 0},
+        "inputs": {},
+        "stack": {
+            "base": "embedded",
+            "fingerprint": "sha256:1f2e3d",
+            "trainable_parameters": trainable,
+            "parameters": 3_001_344,
+        },
+    }
+    write_json(folder / "run.json", record | changes)
+    write_text(folder / "recipe.yaml", f"stage: {stage}\nrun: {folder.name}\nbase: embedded\n")
+    write_json(folder / "metrics.json", {})
+
+
+def write_pretrain(root: Path, notes: int = 200, **changes: object) -> Path:
+    rng = np.random.default_rng(1)
+    folder = root / "pretrain"
+    write_run(folder, "pretrain", "clinical", None, 49_152, **changes)
+    tokens = rng.integers(40, 700, notes)
+    nll = tokens * (2.1 + 0.15 * rng.normal(size=notes))
+    kinds = np.asarray(["Discharge summary", "Nursing", "Radiology"])[rng.integers(0, 3, notes)]
+    table = {
+        "note_id": [f"n{i}" for i in range(notes)],
+        "patient_id": [f"p{i}" for i in rng.integers(0, max(1, notes // 3), notes)],
+        "note_type": kinds.tolist(),
+        "split": ["test"] * notes,
+        "tokens": tokens,
+        "characters": tokens * 3,
+        "base_nll": nll + tokens * (2.0 + 0.1 * rng.normal(size=notes)),
+        "nll": nll,
+    }
+    pq.write_table(pa.table(table), folder / "losses.parquet")
+    return folder
+
+
+def write_finetune(root: Path, task_name: str, stack: str, rows: int = 240, **changes: object) -> Path:
+    """Every stack sees the same patients, labels and noise; only how much of the label it sees differs."""
+    task = TASKS[task_name]
+    rng = np.random.default_rng(sorted(TASKS).index(task_name))
+    folder = root / "finetune" / task_name / stack
+    write_run(folder, "finetune", stack, task_name, 200 + 30_000 * ("lora" in stack), **changes)
+    write_json(folder / "stack" / "stack.json", {"format_version": 1, "task": task.to_dict()})
+    patients = [f"p{i}" for i in rng.integers(0, max(1, int(0.8 * rows)), rows)]
+    classes = len(task.classes)
+    if task.kind == "multilabel":
+        indicator = rng.random((rows, classes)) < rng.uniform(0.03, 0.3, classes)
+        indicator[:, 1] = False  # a code that no test example carries
+        labels: list = [[task.classes[column] for column in np.flatnonzero(row)] for row in indicator]
+    else:
+        share = [0.89, 0.11] if task.kind == "binary" else [0.2, 0.4, 0.25, 0.15]
+        labels = rng.choice(classes, rows, p=share).tolist()
+        indicator = np.asarray(labels)[:, None] == np.arange(classes)
+    own = 0.5 * np.random.default_rng(sorted(STRENGTH).index(stack)).normal(size=indicator.shape)
+    logits = rng.normal(size=indicator.shape) + own + STRENGTH[stack] * indicator
+    table = {
+        "example_id": [f"e{i:04d}" for i in range(rows)],
+        "patient_id": patients,
+        "split": ["test"] * rows,
+        "label": labels,
+        "score": logits.astype(np.float32).tolist(),
+    }
+    pq.write_table(pa.table(table), folder / "predictions.parquet")
+    return folder
+
+
+def write_runs(root: Path, tasks: tuple[str, ...] = tuple(TASKS), stacks: tuple[str, ...] = tuple(STRENGTH)) -> Path:
+    """Write a whole study below ``root`` and return it."""
+    write_pretrain(root)
+    for task in tasks:
+        for stack in stacks:
+            write_finetune(root, task, stack)
+    return root
