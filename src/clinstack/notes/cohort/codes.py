@@ -279,5 +279,7 @@ def diagnosis_titles() -> dict[str, str]:
     from clinstack.notes.cohort.patient import PROBLEMS
 
     titles = {code: phrases[0] for code, phrases in RARE_CONDITIONS}
-    titles |= {item.codes.split()[0]: item.name for item in (*COMPLICATIONS, *PROBLEMS, *CONDITIONS.values())}
+    titles |= {item.codes.split()[0]: item.name for item in COMPLICATIONS}
+    titles |= {item.codes.split()[0]: item.name for item in PROBLEMS}
+    titles |= {item.codes.split()[0]: item.name for item in CONDITIONS.values()}
     return dict(sorted((titles | _read(_DIAGNOSES)).items()))

@@ -77,6 +77,7 @@ _CARE_UNITS = {
     "SURGERY": "SICU",
     "NEUROSURGERY": "SICU",
 }
+_DESTINATIONS = ("HOME", "HOME HEALTH CARE", "SNF", "REHAB/DISTINCT PART HOSP")
 NEWBORN_SHARE = 0.02
 
 
@@ -185,7 +186,7 @@ def _add_admission(
         "ADMISSIONS", subject, hadm, admission.admitted, admission.discharged,
         admission.discharged if admission.died else None, "ELECTIVE" if elective else "EMERGENCY",
         "PHYS REFERRAL/NORMAL DELI" if elective else "EMERGENCY ROOM ADMIT",
-        "DEAD/EXPIRED" if admission.died else chance.pick(("HOME", "HOME HEALTH CARE", "SNF", "REHAB/DISTINCT PART HOSP")),
+        "DEAD/EXPIRED" if admission.died else chance.pick(_DESTINATIONS),
         *background, arrival, arrival and admission.admitted,
         chance.pick(admission.problem.complaints.split("|")).upper(), int(admission.died), 1,
     )  # fmt: skip
