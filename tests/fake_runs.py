@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,12 @@ TASKS = {
 }
 
 
-def write_run(folder: Path, stage: str, label: str, task: str | None, trainable: int, **changes: object) -> None:
+def write_run(folder: Path, stage: str, stack: str, task: str | None, trainable: int, **changes: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format_version": 1,
         "stage": stage,
-        "label": label,
+        "label": stack,
         "task": task,
         "status": "done",
         "synthetic": True,
@@ -93,8 +94,8 @@ def write_finetune(root: Path, task_name: str, stack: str, rows: int = 240, **ch
         share = [0.89, 0.11] if task.kind == "binary" else [0.2, 0.4, 0.25, 0.15]
         labels = rng.choice(classes, rows, p=share).tolist()
         indicator = np.asarray(labels)[:, None] == np.arange(classes)
-    own = 0.5 * np.random.default_rng(sorted(STRENGTH).index(stack)).normal(size=indicator.shape)
-    logits = rng.normal(size=indicator.shape) + own + STRENGTH[stack] * indicator
+    own = 0.5 * np.random.default_rng(zlib.crc32(stack.encode())).normal(size=indicator.shape)
+    logits = rng.normal(size=indicator.shape) + own + STRENGTH.get(stack, 1.0) * indicator
     table = {
         "example_id": [f"e{i:04d}" for i in range(rows)],
         "patient_id": patients,

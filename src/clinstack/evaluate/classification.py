@@ -143,6 +143,15 @@ def _indicator(task: Task, labels: Sequence[Any], source: str) -> BoolArray:
     return indicator
 
 
+def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any]) -> float:
+    """Return the figure the task is judged by, without an interval; NaN when no class has both labels."""
+    table = Scored.build(task, labels, scores)
+    columns = [1] if task.kind == "binary" else table.scored_columns
+    if not table.scored_columns:
+        return float("nan")
+    return float(_figures(table, columns, table.unit_weights)[1][PRIMARY[task.kind]][0])
+
+
 def classification_metrics(
     task: Task,
     labels: Sequence[Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clinstack.report.sentences import headline_task
 from clinstack.report.summary import Summary
 from clinstack.report.tables import Table, auroc_table, difference_table, perplexity_table
 
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
 def console_tables(summary: Summary) -> list[rich_table.Table]:
     """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
 
-    On synthetic data every title says so.
+    Rows carry the stacks' labels, which are shorter than the paper's names and those of the run folders; differences
+    are those of the mean over tasks. On synthetic data every title says so.
     """
-    tables = [perplexity_table(summary), auroc_table(summary), difference_table(summary)]
+    task = headline_task(summary)
+    tables = [perplexity_table(summary), auroc_table(summary, name=str)]
+    tables += [difference_table(summary, [task])] if task else []
     return [_rich(table, summary.data.synthetic) for table in tables if table.rows]
 
 
@@ -27,15 +31,18 @@ def _rich(table: Table, synthetic: bool) -> rich_table.Table:
 
     title = table.title + (" (synthetic patients, toy base model)" if synthetic else "")
     shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column(table.columns[0], no_wrap=False)
-    for column in table.columns[1:]:
-        shown.add_column(column, justify="right", no_wrap=True)
+    shown.min_width = len(title) + 1  # a title is otherwise broken at the width of its table
+    single = len(table.columns) == 2
+    shown.add_column(table.columns[0], no_wrap=True)
+    for column in [*table.columns[1:], *(["95 % interval"] if single else [])]:
+        shown.add_column(column, justify="right")
     for name, cells in table.rows:
         texts = []
         for cell in cells:
             text = Text(cell.text, style="bold" if cell.strong else "")
-            if cell.detail:
-                text.append(f"\n{cell.detail}", style="dim not bold")
-            texts.append(text)
+            if single:
+                texts += [text, Text(cell.detail, style="dim")]
+            else:
+                texts.append(text.append(f"\n{cell.detail}" if cell.detail else "", style="dim not bold"))
         shown.add_row(Text(name), *texts)
     return shown

@@ -14,7 +14,6 @@ from clinstack.evaluate.compare import MACRO
 from clinstack.report.summary import Summary
 from clinstack.report.tables import (
     excludes_zero,
-    interval,
     number,
     perplexity_digits,
     short_name,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 4.8
+_WIDTH = 4.0
 _INK, _FAINT = "#1a1a1a", "#8a8a8a"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; line styles say the same again.
 _LINES: dict[str, tuple[str, str]] = {
@@ -84,18 +83,16 @@ class Drawings:
 def draw(summary: Summary) -> Drawings:
     """Draw what there is to draw."""
     tasks = [*([MACRO] if len(summary.tasks) > 1 else []), *summary.tasks]
+    differences = [row for row in summary.comparison.differences if row["interval"]]
+    by_task = {task: [row for row in differences if row["task"] == task] for task in tasks}
     return Drawings(
         perplexity=[_perplexity_bars(label, figures) for label, figures in summary.perplexity.items()],
         roc=[
             _roc_curves(summary, task)
             for task in summary.tasks
-            if any(len(x) for x, _ in summary.curves[task].values())
+            if any(len(points) for points, _ in summary.curves[task].values())
         ],
-        forest=[
-            _forest(task, rows)
-            for task in tasks
-            if (rows := [row for row in summary.comparison.differences if row["task"] == task and row["interval"]])
-        ],
+        forest=[_forest(task, rows, _span(differences)) for task, rows in by_task.items() if rows],
     )
 
 
@@ -186,7 +183,16 @@ def _roc_curves(summary: Summary, task: str) -> Drawing:
         axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal", title=task_name(task))
         axes.set_xlabel("1 − specificity")
         axes.set_ylabel("Sensitivity")
-        axes.legend(loc="lower right", fontsize=7.5, frameon=True, framealpha=0.9, edgecolor="none", title="AUROC")
+        axes.legend(
+            loc="lower right",
+            fontsize=7.5,
+            frameon=True,
+            framealpha=0.9,
+            edgecolor="none",
+            title="Stack and AUROC",
+            title_fontsize=7.5,
+            alignment="left",
+        )
         mean = "" if kind == "binary" else ", mean of the curves of the scored classes against the rest"
         description = f"ROC curves on {task}{mean}. AUROC: {'; '.join(described)}."
         legend = {"binary": "", "multiclass": " The legend gives the one-vs-one AUROC.", "multilabel": ""}[kind]
@@ -195,22 +201,22 @@ def _roc_curves(summary: Summary, task: str) -> Drawing:
         )
 
 
-def _forest(task: str, rows: list[dict[str, Any]]) -> Drawing:
-    with _figure(1.0 + 0.42 * len(rows)) as (figure, axes):
-        reach = max(abs(bound) for row in rows for bound in row["interval"]) * 1.06 or 1.0
-        axes.axvline(0, color=_FAINT, linewidth=0.9)
+def _forest(task: str, rows: list[dict[str, Any]], span: tuple[float, float]) -> Drawing:
+    with _figure(0.9 + 0.38 * len(rows)) as (figure, axes):
+        across = axes.get_yaxis_transform()
         for place, row in enumerate(rows):
             clear = excludes_zero(row, above=True) or excludes_zero(row, above=False)
             colour = "#0072b2" if clear else "#767676"
+            axes.plot([0, 0], [place - 0.18, place + 0.46], color=_FAINT, linewidth=0.9)  # not through the words
             axes.plot(row["interval"], [place, place], color=colour, linewidth=2.0, solid_capstyle="butt")
             fill = colour if clear else "white"
             axes.plot([row["value"]], [place], "D", markersize=5.5, color=colour, markerfacecolor=fill)
-            across = axes.get_yaxis_transform()
             name = f"{short_name(row['a'])} − {short_name(row['b'])}"
-            values = f"{number(row['value'], signed=True)} [{interval(row['interval'], signed=True)}]"
-            axes.text(0, place - 0.34, name, transform=across, fontsize=8, va="center")
-            axes.text(1, place - 0.34, values, transform=across, fontsize=8, va="center", ha="right")
-        axes.set(ylim=(len(rows) - 0.5, -0.75), yticks=[], xlim=(min(0.0, _low(rows)) - 0.04 * reach, reach))
+            bounds = ", ".join(number(bound, signed=True) for bound in row["interval"])
+            values = f"{number(row['value'], signed=True)} [{bounds}]"
+            axes.text(0, place - 0.36, name, transform=across, fontsize=7.5, va="center")
+            axes.text(1, place - 0.36, values, transform=across, fontsize=7.5, va="center", ha="right")
+        axes.set(ylim=(len(rows) - 0.5, -0.75), yticks=[], xlim=span)
         axes.spines["left"].set_visible(False)
         axes.set_title("Mean over tasks" if task == MACRO else task_name(task))
         axes.set_xlabel("Difference in AUROC, with 95 % interval")
@@ -224,5 +230,8 @@ def _forest(task: str, rows: list[dict[str, Any]]) -> Drawing:
         )
 
 
-def _low(rows: list[dict[str, Any]]) -> float:
-    return float(min(row["interval"][0] for row in rows))
+def _span(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the same limits for all forest plots, 0 within them."""
+    bounds = [0.0, *(bound for row in rows for bound in row["interval"])]
+    margin = 0.04 * (max(bounds) - min(bounds)) or 0.01
+    return min(bounds) - margin, max(bounds) + margin

@@ -74,12 +74,11 @@ def _against_head(summary: Summary) -> list[str]:
         return []
     above = [row for row in rows if excludes_zero(row, above=True)]
     below = [row for row in rows if excludes_zero(row, above=False)]
-    listed = "; ".join(
-        f"{stack_name(row['a'])} {number(row['value'], signed=True)}{_bracket(row['interval'], signed=True)}"
-        for row in above
+    listed = ", ".join(f"“{stack_name(row['a'])}” by {number(row['value'])}" for row in above)
+    sentence = (
+        f"{len(above)} of {len(rows)} stacks are above the head alone by a paired difference whose 95 % interval "
     )
-    sentence = f"{len(above)} of {len(rows)} stacks are above the head alone with an interval that excludes 0"
-    sentence += f" ({listed})." if listed else "."
+    sentence += f"excludes 0: {listed}." if listed else "excludes 0."
     if below:
         sentence += f" Below it likewise: {', '.join(stack_name(row['a']) for row in below)}."
     return [sentence]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,12 @@ def stack_name(label: str) -> str:
 def task_name(task: str) -> str:
     """Return a task's short name."""
     return "Mean" if task == MACRO else OUTCOMES.get(task, task)
+
+
+def task_title(task: str) -> str:
+    """Return a task's short name and what it stands for."""
+    words = task.replace("_", " ")
+    return f"{task_name(task)} ({words})" if task in OUTCOMES else words
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
@@ -184,8 +190,11 @@ def note_type_table(summary: Summary) -> Table:
     )
 
 
-def auroc_table(summary: Summary) -> Table:
-    """Return the AUROC of each stack on each task and on average (the paper's Table 3)."""
+def auroc_table(summary: Summary, name: Callable[[str], str] = stack_name) -> Table:
+    """Return the AUROC of each stack on each task and on average (the paper's Table 3).
+
+    ``name`` turns a stack's label into the head of its row.
+    """
     columns = [*summary.tasks, *([MACRO] if len(summary.tasks) > 1 else [])]
     rows = []
     for stack in summary.data.stacks:
@@ -196,9 +205,9 @@ def auroc_table(summary: Summary) -> Table:
             if excludes_zero(against_head, above=False):
                 cell = Cell(f"{cell.text} ▼", cell.detail)
             cells.append(cell)
-        rows.append((stack_name(stack), cells))
+        rows.append((name(stack), cells))
     metrics = "; ".join(
-        f"{task_name(test['task'])} {_METRIC_NAMES[test['metric']]}" for test in summary.comparison.tests
+        f"{task_title(test['task'])}: {_METRIC_NAMES[test['metric']]}" for test in summary.comparison.tests
     )
     return Table(
         "auroc",
@@ -210,13 +219,15 @@ def auroc_table(summary: Summary) -> Table:
     )
 
 
-def difference_table(summary: Summary) -> Table:
-    """Return the paired differences between stacks."""
-    columns = [*summary.tasks, *([MACRO] if len(summary.tasks) > 1 else [])]
+def difference_table(summary: Summary, tasks: Sequence[str] | None = None) -> Table:
+    """Return the paired differences between stacks, on all tasks and on average or only on those of ``tasks``."""
+    columns = tasks or [*summary.tasks, *([MACRO] if len(summary.tasks) > 1 else [])]
     pairs = dict.fromkeys((row["a"], row["b"]) for row in summary.comparison.differences)
     rows = []
     for a, b in pairs:
         estimates = [summary.difference(a, b, task) for task in columns]
+        if not any(estimates):
+            continue
         cells = [
             figure(one, signed=True, strong=excludes_zero(one, above=True) or excludes_zero(one, above=False))
             for one in estimates
@@ -226,7 +237,8 @@ def difference_table(summary: Summary) -> Table:
         "differences",
         "Paired differences in AUROC",
         "First stack minus second, on the same test examples and the same resampled patients. Bold: the interval "
-        "excludes 0. The intervals are not widened for the number of comparisons.",
+        "excludes 0. The intervals are not widened for the number of comparisons. Frozen and Trainable stand for the "
+        "clinical LoRA so used, Downstream for the task's own LoRA above it.",
         ["Difference", *(task_name(task) for task in columns)],
         rows,
     )
@@ -262,7 +274,8 @@ def auprc_table(summary: Summary) -> Table:
     return Table(
         "auprc",
         "AUPRC (average precision) on the test patients",
-        f"Several classes: the plain mean over classes against the rest.{chance} {_intervals(summary)}",
+        f"Several classes: the plain mean over classes against the rest.{chance} With few positives the resampled "
+        f"AUPRC runs high, so intervals reach further up than down. {_intervals(summary)}",
         ["Stack", *(task_name(task) for task in summary.tasks)],
         rows,
     )
@@ -276,7 +289,7 @@ def test_table(summary: Summary) -> Table:
         share = test["prevalence"]
         rows.append(
             (
-                f"{task_name(test['task'])} ({test['task'].replace('_', ' ')})",
+                task_title(test["task"]),
                 [
                     Cell(test["kind"]),
                     count(test["rows"]),
@@ -306,24 +319,16 @@ def run_table(summary: Summary) -> Table:
         written = (
             ", ".join(f"{name} {value}" for name, value in seeds.items()) if isinstance(seeds, dict) else str(seeds)
         )
-        share = ""
-        if facts["trainable_parameters"] is not None and facts["parameters"]:
-            share = f"{100 * facts['trainable_parameters'] / facts['parameters']:.2f} % of {facts['parameters']:,}"
+        trainable, parameters = facts["trainable_parameters"], facts["parameters"]
+        share = f"{100 * trainable / parameters:.2f} %" if trainable is not None and parameters else MISSING
         rows.append(
-            (
-                facts["run"],
-                [
-                    Cell(count(facts["trainable_parameters"]).text, share),
-                    duration(facts["seconds"]),
-                    Cell(written or MISSING),
-                ],
-            )
+            (facts["run"], [count(trainable), Cell(share), duration(facts["seconds"]), Cell(written or MISSING)])
         )
     return Table(
         "runs",
         "Trainable parameters and time of each run",
-        "Time is that of the whole stage on the machine named below, evaluation included.",
-        ["Run", "Trainable parameters", "Time", "Seeds"],
+        "Time is that of the whole stage, evaluation included, on the machine named under “How to reproduce”.",
+        ["Run", "Trainable parameters", "Of all", "Time", "Seeds"],
         rows,
     )
 
