@@ -10,12 +10,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from clinstack.recipe import AdapterRecipe
+from clinstack.tasks import Task
+
+if TYPE_CHECKING:
+    from clinstack.model.stack import Stack
 
 
 def _is_loopback(host: object) -> bool:
@@ -75,3 +81,92 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder shared beside the checkout ({folder.parent.name}/shared): reference data are absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of two layers and a byte-level tokenizer whose pad, bos and eos tokens differ."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bases") / "tiny"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the patient was admitted with chest pain and shortness of breath " * 4], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def perturbed() -> Callable[..., Stack]:
+    """Return a function that adds seeded noise to a stack's trainable tensors, as if it had been trained."""
+    import torch
+
+    def perturb(stack: Stack, seed: int = 1) -> Stack:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in stack.trainable_parameters().values():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        return stack
+
+    return perturb
+
+
+@pytest.fixture(scope="session")
+def clinical(tiny_base: Path, perturbed: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Stack with one adapter, ``clinical``, that is not zero: what pretraining leaves."""
+    from clinstack.model.stack import Stack
+
+    folder = tmp_path_factory.mktemp("clinical") / "stack"
+    recipe = AdapterRecipe(name="clinical", rank=4, alpha=8)
+    perturbed(Stack.build(str(tiny_base), [recipe])).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mortality() -> Task:
+    """A binary task."""
+    return Task("mortality", "binary", ("alive", "dead"))
+
+
+@pytest.fixture(scope="session")
+def table3(clinical: Path) -> dict[str, list[AdapterRecipe]]:
+    """The six specs of the paper's Table 3 by their labels."""
+    task = AdapterRecipe(name="task", rank=2, alpha=4)
+    frozen = AdapterRecipe(name="clinical", path=str(clinical))
+    trainable = AdapterRecipe(name="clinical", path=str(clinical), trainable=True)
+    return {
+        "head": [],
+        "lora": [task],
+        "clinical-frozen": [frozen],
+        "clinical-frozen+lora": [frozen, task],
+        "clinical-trainable": [trainable],
+        "clinical-trainable+lora": [trainable, task],
+    }

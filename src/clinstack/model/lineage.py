@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -61,13 +61,15 @@ class StackedOn:
 class AdapterSource:
     """An adapter as it was read from disk.
 
-    ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified.
+    ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified, and
+    ``verified`` stays false when a stack with such an adapter is saved and read again.
     """
 
     config: LoraConfig
     weights: dict[str, torch.Tensor]
     head: torch.Tensor | None
     stacked_on: StackedOn | None
+    verified: bool
 
     @property
     def fingerprint(self) -> str:
@@ -86,10 +88,14 @@ def read_stack_record(folder: Path) -> dict[str, Any]:
     path = folder / "stack.json"
     if not path.is_file():
         raise InputError(f"{folder} has no stack.json: it is not a Stack.")
-    record: dict[str, Any] = read_json(path)
-    if record.get("format_version") != 1:
-        raise InputError(f"{path}: format version {record.get('format_version')}; this clinstack reads 1.")
-    return record
+    try:
+        record = read_json(path)
+    except ValueError:
+        raise InputError(f"{path} is damaged (not JSON).") from None
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != 1:
+        raise InputError(f"{path}: format version {version}; this clinstack reads 1.")
+    return cast(dict[str, Any], record)
 
 
 def stack_folder(path: Path) -> Path:
@@ -141,12 +147,21 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
     """
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{key}: {folder} has no {WEIGHTS_FILE} (pickled adapters are not opened).")
-    config = PeftConfig.from_pretrained(str(folder))
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{key}: {folder} has no {CONFIG_FILE}.")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{key}: {folder / CONFIG_FILE} is not a PEFT configuration ({type(error).__name__})."
+        ) from None
     if not isinstance(config, LoraConfig):
         raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold LoRA adapters.")
     foreign = sorted(set(config.modules_to_save or []) - {HEAD_MODULE, "classifier"})
     if foreign:
         raise InputError(f"{key}: {folder} brings its own copy of {foreign[0]}; a stack leaves the base as it is.")
+    if config.bias != "none":
+        raise InputError(f"{key}: {folder} changes the base's biases (bias: {config.bias}); a stack leaves them alone.")
     try:
         tensors = load_file(folder / WEIGHTS_FILE)
     except SafetensorError:
@@ -156,14 +171,14 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
     config.task_type = None
     config.modules_to_save = None
     config.inference_mode = False
-    stacked_on = None
+    stacked_on, verified = None, False
     if (folder.parent / "stack.json").is_file():
         for item in read_stack_record(folder.parent)["adapters"]:
             if item["folder"] == folder.name:
-                stacked_on = StackedOn.from_dict(item["stacked_on"])
+                stacked_on, verified = StackedOn.from_dict(item["stacked_on"]), bool(item["verified"])
                 if tensors_hash(tensors) != item["weights"]:
                     raise InputError(f"{key}: the weights in {folder} are not those that stack.json records.")
-    return AdapterSource(config, tensors, head, stacked_on)
+    return AdapterSource(config, tensors, head, stacked_on, verified)
 
 
 def refuse_wrong_base(source: AdapterSource, key: str, base: Base, beneath: Sequence[tuple[str, str]]) -> None:

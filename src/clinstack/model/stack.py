@@ -15,6 +15,7 @@ back trainable). `clinstack.model.checks` asserts after building that none of th
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,11 +170,14 @@ class Stack:
 
         classes = len(task.classes) if task else None
         network = load_network(base, classes=classes, dtype=dtype, seed=_derived_seed(seed, HEAD_MODULE))
+        _refuse_names_of_modules(network, adapters)
         peft_model: PeftModel | None = None
         placed: list[Adapter] = []
         for adapter, source in zip(adapters, sources, strict=True):
             config = source.config if source else adapter_config(adapter, network)
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                # PEFT asks transformers for an attribute by a name that is being retired.
+                warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
                 torch.manual_seed(_derived_seed(seed, adapter.name))
                 if peft_model is None:
                     peft_model = PeftModel(network, config, adapter_name=adapter.name)
@@ -180,10 +185,14 @@ class Stack:
                     peft_model.add_adapter(adapter.name, config)
             if source:
                 _load_weights(peft_model, adapter.name, source.weights)
-            verified = source is None or source.stacked_on is not None
+            verified = source is None or source.verified
             is_top = adapter is adapters[-1]
             carries_head = task is not None and is_top and (head_in == adapter.name if head_in else source is None)
             placed.append(Adapter(adapter.name, adapter.method, adapter.is_trainable, verified, carries_head))
+            if task is not None and isinstance(getattr(network, HEAD_MODULE), LoraLayer):
+                raise InputError(
+                    f"adapters: {adapter.name!r} adapts the head {HEAD_MODULE!r} too; a stack trains it whole."
+                )
         if head is not None:
             _copy_head(network, head)
         stack = cls(base, network, peft_model, placed, task, load_tokenizer(base), dtype)
@@ -256,6 +265,24 @@ class Stack:
         """Return every other parameter and every buffer, by name."""
         wanted = set(self._trainable_names())
         return {name: tensor for name, tensor in self.network.state_dict().items() if name not in wanted}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``run.json`` says about the stack."""
+        return {
+            "base": self.base.name,
+            "fingerprint": self.base.fingerprint,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.trainable_parameters().values()),
+            "adapters": [
+                {
+                    "name": adapter.name,
+                    "trainable": adapter.trainable,
+                    "weights": tensors_hash(self.adapter_tensors(adapter.name)),
+                    "lineage_verified": adapter.verified,
+                }
+                for adapter in self.adapters
+            ],
+        }
 
     @property
     def backbone_is_frozen(self) -> bool:
@@ -451,6 +478,17 @@ class Stack:
         return stack
 
 
+def _refuse_names_of_modules(network: PreTrainedModel, adapters: Sequence[AdapterRecipe]) -> None:
+    """Refuse an adapter called like a part of the base: PEFT finds an adapter's tensors by its name between dots."""
+    taken = {part for name, _ in network.named_parameters() for part in name.split(".")}
+    for adapter in adapters:
+        if adapter.name in taken:
+            raise InputError(
+                f"adapters.{adapter.name}: the base has a part called {adapter.name!r} too, and PEFT could not tell "
+                "them apart; use another name, such as 'clinical' or 'task'."
+            )
+
+
 def _load_weights(peft_model: PeftModel, name: str, weights: dict[str, Tensor]) -> None:
     result: Any = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
     missing = [key for key in result.missing_keys if f".{name}." in key]
@@ -461,7 +499,10 @@ def _load_weights(peft_model: PeftModel, name: str, weights: dict[str, Tensor]) 
 
 def _read_head(folder: Path, record: dict[str, Any]) -> Tensor:
     file = WEIGHTS_FILE if record["folder"] != HEAD_FOLDER else HEAD_FILE
-    head = load_file(folder / record["folder"] / file)[HEAD_KEY]
+    try:
+        head = load_file(folder / record["folder"] / file)[HEAD_KEY]
+    except (OSError, KeyError, SafetensorError):
+        raise InputError(f"{folder}: the head in {record['folder']}/{file} is missing or damaged.") from None
     if tensors_hash({HEAD_KEY: head}) != record["weights"]:
         raise InputError(f"{folder}: the head is not the one that stack.json records.")
     return head
