@@ -20,7 +20,7 @@ from clinstack.evaluate.auroc import (
     softmax,
 )
 from clinstack.evaluate.bootstrap import draw_patients, patient_weights, percentile_interval
-from clinstack.evaluate.classification import classification_metrics
+from clinstack.evaluate.classification import classification_metrics, primary_auroc
 from clinstack.evaluate.compare import compare
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.tasks import Task
@@ -122,9 +122,11 @@ def test_blocks_of_resamples_give_the_same_values(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(2)
     indicator, logits = rng.random((50, 3)) < 0.4, rng.normal(size=(50, 3))
     _, weights = patient_weights([str(i) for i in range(50)], resamples=40)
-    whole = micro_auroc(indicator, logits, weights)
+    whole = micro_auroc(indicator, logits, weights), class_metrics(indicator, logits, weights)
     monkeypatch.setattr("clinstack.evaluate.auroc._BLOCK", 1000)
-    assert np.array_equal(whole, micro_auroc(indicator, logits, weights))
+    parts = micro_auroc(indicator, logits, weights), class_metrics(indicator, logits, weights)
+    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-13)
+    np.testing.assert_array_equal(whole[1], parts[1])
 
 
 def test_draws_are_whole_patients_and_shared_between_tables() -> None:
@@ -213,6 +215,18 @@ def test_a_single_row_has_no_figure_and_no_crash() -> None:
     assert result["auroc"] == {"value": None, "interval": None}
     assert result["classes_left_out"] == ["alive", "dead"]
     assert classification_metrics(CODES, [["c0"]], [[0.0] * 12], ["p"], 10)["auroc_macro"]["value"] is None
+
+
+@pytest.mark.parametrize("task", [BINARY, BINS, CODES])
+def test_primary_figure_alone_equals_that_of_the_metrics(task: Task) -> None:
+    rng = np.random.default_rng(8)
+    classes = len(task.classes)
+    logits = rng.normal(size=(60, classes)).tolist()
+    indices = rng.integers(0, classes, 60).tolist()
+    labels = [[task.classes[index]] for index in indices] if task.kind == "multilabel" else indices
+    metrics = classification_metrics(task, labels, logits, [str(i) for i in range(60)], 10)
+    assert primary_auroc(task, labels, logits) == metrics[metrics["primary"]]["value"]
+    assert np.isnan(primary_auroc(task, labels[:1], logits[:1]))
 
 
 def test_saturated_binary_logits_keep_their_order() -> None:

@@ -230,6 +230,16 @@ def test_real_patients_carry_no_synthetic_banner(tmp_path: Path) -> None:
     assert "ynthetic" not in paths.markdown.read_text()
 
 
+def test_numbers_show_on_which_side_of_zero_they_lie() -> None:
+    assert [number(value, signed=True) for value in (0.0, 0.0001, -0.0001, 0.25)] == [
+        "0.000",
+        "+0.000",
+        "−0.000",
+        "+0.250",
+    ]
+    assert number(-1.5, 1) == "−1.5"
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     write_finetune(tmp_path, "mortality", "lora", label="<b>x</b>")
     assert "<b>x" not in build_report(tmp_path, resamples=50).html.read_text()

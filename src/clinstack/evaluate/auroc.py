@@ -18,21 +18,17 @@ BoolArray = NDArray[np.bool_]
 _BLOCK = 4_000_000  # numbers per working array: 32 MB, so that memory does not grow with the resamples
 
 
-def ranking_metrics(
-    positive: BoolArray, scores: FloatArray, weights: FloatArray, rows: IntArray | None = None
-) -> tuple[FloatArray, FloatArray]:
+def ranking_metrics(positive: BoolArray, scores: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Compute the AUROC and the average precision of one score column under many weightings.
 
     Parameters
     ----------
-    positive : array of bool, shape (entries,)
-        Which entries carry the positive label.
-    scores : array of float, shape (entries,)
-        The higher, the more positive; tied entries count half (AUROC) or enter together (average precision).
+    positive : array of bool, shape (rows,)
+        Which rows carry the positive label.
+    scores : array of float, shape (rows,)
+        The higher, the more positive; tied rows count half (AUROC) or enter together (average precision).
     weights : array of float, shape (resamples, rows)
         How often each row counts. Fastest when it is the transpose of a C-contiguous array.
-    rows : array of int, shape (entries,), optional
-        The row of each entry, when a row has several entries (micro averages). By default entry ``i`` is row ``i``.
 
     Returns
     -------
@@ -40,9 +36,8 @@ def ranking_metrics(
         NaN in each resample that lost one of the two labels.
     """
     by_row = weights.T
-    entries = np.arange(len(scores)) if rows is None else rows
-    positive_scores, positive_rows = _descending(scores[positive], entries[positive])
-    negative_scores, negative_rows = _descending(scores[~positive], entries[~positive])
+    positive_scores, positive_rows = _descending(scores, positive)
+    negative_scores, negative_rows = _descending(scores, ~positive)
     # For each positive: negatives strictly above it, negatives not below it, positives not below it.
     above = np.searchsorted(-negative_scores, -positive_scores, side="left")
     not_below = np.searchsorted(-negative_scores, -positive_scores, side="right")
@@ -73,9 +68,10 @@ def ranking_metrics(
     return auroc, precision
 
 
-def _descending(scores: FloatArray, rows: IntArray) -> tuple[FloatArray, IntArray]:
-    order = np.argsort(-scores, kind="stable")
-    return scores[order], rows[order]
+def _descending(scores: FloatArray, chosen: BoolArray) -> tuple[FloatArray, IntArray]:
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(-scores[rows], kind="stable")]
+    return scores[rows], rows
 
 
 def auroc(labels: NDArray[np.generic], scores: FloatArray, weights: FloatArray | None = None) -> float:
@@ -135,9 +131,27 @@ def class_metrics(indicator: BoolArray, scores: FloatArray, weights: FloatArray)
 
 
 def micro_auroc(indicator: BoolArray, scores: FloatArray, weights: FloatArray) -> FloatArray:
-    """Compute the AUROC over all (row, class) entries as one binary problem, shape (resamples,)."""
-    rows = np.repeat(np.arange(indicator.shape[0]), indicator.shape[1])
-    return ranking_metrics(indicator.ravel(), scores.ravel(), weights, rows)[0]
+    """Compute the AUROC over all (row, class) entries as one binary problem, shape (resamples,).
+
+    All entries of a row share its weight, so the pairs of entries that are in the right order are counted once for
+    each pair of rows; a resample is then a quadratic form of its weights.
+    """
+    rows = indicator.shape[0]
+    positive_rows, positive_columns = np.nonzero(indicator)
+    positive_scores = scores[positive_rows, positive_columns]
+    positives, negatives = indicator.sum(axis=1), (~indicator).sum(axis=1)
+    right = np.zeros(weights.shape[0])
+    block = max(1, _BLOCK // max(1, rows))
+    for start in range(0, rows, block):
+        part = range(start, min(start + block, rows))
+        beaten = np.empty((rows, len(part)))
+        for place, row in enumerate(part):
+            below = np.sort(scores[row, ~indicator[row]])
+            strictly, at_most = (np.searchsorted(below, positive_scores, side=side) for side in ("left", "right"))
+            beaten[:, place] = np.bincount(positive_rows, weights=0.5 * (strictly + at_most), minlength=rows)
+        right += ((weights @ beaten) * weights[:, part.start : part.stop]).sum(axis=1)
+    total = (weights @ positives) * (weights @ negatives)
+    return np.asarray(right / np.where(total > 0, total, np.nan))
 
 
 def one_vs_one_auroc(labels: IntArray, probabilities: FloatArray, weights: FloatArray) -> FloatArray:

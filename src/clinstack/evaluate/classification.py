@@ -144,12 +144,12 @@ def _indicator(task: Task, labels: Sequence[Any], source: str) -> BoolArray:
 
 
 def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any]) -> float:
-    """Return the figure the task is judged by, without an interval; NaN when no class has both labels."""
+    """Return the figure the task is judged by, without an interval; NaN when no class has both labels.
+
+    Parameters and errors as in `classification_metrics`.
+    """
     table = Scored.build(task, labels, scores)
-    columns = [1] if task.kind == "binary" else table.scored_columns
-    if not table.scored_columns:
-        return float("nan")
-    return float(_figures(table, columns, table.unit_weights)[1][PRIMARY[task.kind]][0])
+    return float(table.headline(table.unit_weights)[0][0])
 
 
 def classification_metrics(

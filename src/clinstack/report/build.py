@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clinstack import __version__
 from clinstack.files import write_json, write_text
 from clinstack.report.collect import RunRecord, collect
-from clinstack.report.figures import Drawings, draw
+from clinstack.report.figures import draw
 from clinstack.report.sentences import findings, frozen_sentences
 from clinstack.report.summary import Summary, summarise
 from clinstack.report.tables import Table, all_tables
@@ -125,6 +125,3 @@ def markdown_table(table: Table) -> str:
         details = [f" ({cell.detail})" if cell.detail else "" for cell in cells]
         lines.append([name, *(text + detail for text, detail in zip(texts, details, strict=True))])
     return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)
-
-
-__all__ = ["Drawings", "ReportPaths", "build_report", "markdown_table"]

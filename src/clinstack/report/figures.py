@@ -145,7 +145,7 @@ def _perplexity_bars(label: str, figures: dict[str, Any]) -> Drawing:
         axes.invert_yaxis()
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
-        axes.set_xlabel("Perplexity on held-out notes (lower is better)")
+        axes.set_xlabel("Perplexity (lower is better)")
         handles = [axes.barh(0, 0, color=colour, label=name) for _, name, colour in models]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
         base, adapted = figures["base"]["perplexity"], figures["adapted"]["perplexity"]

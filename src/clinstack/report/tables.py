@@ -66,11 +66,13 @@ def task_title(task: str) -> str:
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
-    """Write a number with a true minus sign, and a plus sign if ``signed``; zero has no sign."""
-    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")
+    """Write a number with a true minus sign, and a plus sign if ``signed``.
+
+    A bound that rounds to zero keeps its sign, so that one can see on which side of zero it lies.
+    """
+    if value == 0:
+        return f"{0:.{digits}f}"
+    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
 def interval(bounds: Sequence[float] | None, digits: int = 3, *, signed: bool = False) -> str:
