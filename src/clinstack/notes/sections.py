@@ -36,8 +36,8 @@ _ALIASES: dict[str, str] = {
         "MEDICAL HISTORY": "past medical history|medical history|pmh|pmhx|past medical hx|past medical and surgical "
         "history|past medical history/past surgical history|past medical/surgical history|pmh/psh",
         "MEDICATION ON ADMISSION": "medications on admission|medication on admission|meds on admission|"
-        "home medications|home meds|admission medications|medications at home|medications prior to admission|preadmission medications|"
-        "outpatient medications",
+        "home medications|home meds|admission medications|medications at home|medications prior to admission|"
+        "preadmission medications|outpatient medications",
         "ALLERGIES": "allergies|drug allergies|allergy|allergies to drugs|allergies/adverse reactions",
         "PHYSICAL EXAM": "physical exam|physical examination|pe|exam|admission exam|admission physical exam|"
         "admission physical examination|physical exam on admission|physical examination on admission|exam on admission",

@@ -53,11 +53,10 @@ class SourceTables:
         InputError
             If the file or a column is missing, the file cannot be read as csv, or a value does not fit its type.
         """
-        path = next((self._present[n] for n in (f"{table}.csv".lower(), f"{table}.csv.gz".lower()) if n in self._present), None)  # fmt: skip
+        names = (f"{table}.csv".lower(), f"{table}.csv.gz".lower())
+        path = next((self._present[name] for name in names if name in self._present), None)
         if path is None:
-            raise InputError(
-                f"{self.folder} has no {table}.csv or {table}.csv.gz.{' ' + needed_by if needed_by else ''}"
-            )
+            raise InputError(f"{self.folder} has no {table}.csv or {table}.csv.gz. {needed_by}".rstrip())
         header = _header(path)
         by_name = {name.upper(): name for name in header}
         missing = [name for name in columns if name not in by_name]

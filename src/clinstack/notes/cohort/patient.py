@@ -19,6 +19,11 @@ PROBLEMS = MEDICAL_PROBLEMS + SURGICAL_PROBLEMS
 FIRST_SUBJECT = 9_000_000
 FIRST_ADMISSION = 9_500_000
 ADMISSIONS_PER_PATIENT = 3
+INCIDENTAL_PROCEDURES = (
+    "9904 8872 3893 9607 9390 8744 8703 3891 3995 3324 4513 8914 9907 3491 5491 9905 8856 8891 8622 3404 4523 3722 9915 "
+    "8841 4516 9962 3895 0331 5794 8659 4131 3722 9960 4011 3972 0017 3783 8848 5188 387 4311 8919 3761 9925 5101 3950"
+).split()
+"""Procedures that any stay may need, the likeliest first."""
 
 
 @dataclass
@@ -151,18 +156,20 @@ def _draw_admission(chance: Chance, patient: Patient, number: int, admitted: dat
     icu = chance.yes(logistic(problem.icu + 0.9 + 0.9 * severity))
     respiratory = 0.5 if "chronic airway obstruction" in names else 0.0
     ventilated = icu and chance.yes(logistic(problem.ventilated + 0.4 + 0.75 * severity + respiratory))
-    risk = -4.25 + 1.75 * severity + 0.03 * (age - 64) + 1.3 * problem.death
+    risk = -4.9 + 2.2 * severity + 0.035 * (age - 64) + 1.5 * problem.death
     risk += sum(condition.death for condition in patient.conditions) + 0.5 * ventilated
     risk += 2.0 * any(item.name.startswith("do not") for item in complications)
     risk += 0.6 * any(item.name == "metabolic acidosis" for item in complications)
     died = chance.yes(logistic(risk))
-    days = 0.72 * problem.days * exp(0.22 * severity + 0.15 * patient.frailty + chance.normal(0.0, 0.58))
+    days = (problem.days / 6) ** 1.5 * exp(0.3 * severity + 0.2 * patient.frailty + chance.normal(0.0, 0.5))
     for item in complications:
         days *= item.days
+    days = 1.0 + 4.5 * days
     ventilator_days = 0.0
     if ventilated:
-        median = problem.ventilator_days * 1.6
-        ventilator_days = median * exp(0.3 * severity + respiratory + 0.12 * patient.frailty + chance.normal(0.0, 0.5))
+        median = 7.2 * (problem.ventilator_days / 5) ** 0.7
+        effort = 0.2 * severity + respiratory + 0.25 * patient.frailty
+        ventilator_days = median * exp(effort + chance.normal(0.0, 0.75))
         ventilator_days = min(max(ventilator_days, 0.3), 60.0)
         days = max(days, ventilator_days + chance.between(1, 6) + chance.uniform())
     if died:
@@ -217,6 +224,7 @@ def _draw_procedures(
         codes.append("3891")
     if "end stage renal disease" in names and chance.yes(0.8):
         codes.append("3995")
-    if chance.yes(0.1):
-        codes.append("9904")
+    for probability in (0.4, 0.12):
+        if chance.yes(probability):
+            codes.append(INCIDENTAL_PROCEDURES[int(len(INCIDENTAL_PROCEDURES) * chance.uniform() ** 1.6)])
     return list(dict.fromkeys(codes))

@@ -14,10 +14,10 @@ MEDICAL_PROBLEMS: tuple[Problem, ...] = (
         "crackles at right base|rhonchi bilaterally|bronchial breath sounds|decreased bs at left base",
         "right lower lobe consolidation|multifocal opacities|left basilar opacity|patchy infiltrates",
         "treated with ceftriaxone and azithromycin|given vanc and zosyn for pneumonia|antibiotics for pneumonia",
-        0.5, -0.3, 7.5, -0.2, 7.0, "5119:.2 51881:.25 7907:.06", "3324:.15 3491:.1", "chronic airway:2 dementia:1.5",
+        0.5, -0.3, 7.5, -0.2, 7.0, "5119:.2 51881:.25 0389:.15 7907:.06", "3324:.15 3491:.1", "chronic airway:2 dementia:1.5",
     ),
     Problem(
-        "septicemia", 7, "MEDICINE", "0389 0389 03842 03811",
+        "septicemia", 8, "MEDICINE", "0389 0389 03842 03811",
         "fever|hypotension|fevers and rigors|sepsis|low blood pressure",
         "fevers, rigors and low blood pressure|fever and hypotension from the nursing home|chills with positive blood cultures|warm skin, fever and confusion",
         "warm and flushed|tachycardic, warm extremities|dry mucous membranes|cool extremities, thready pulse",

@@ -120,13 +120,13 @@ def vital_signs(chance: Chance, admission: Admission, count: int) -> str:
 
 def state_on_arrival(chance: Chance, admission: Admission) -> str:
     """Say how ill the patient looks, from a noisy view of the severity."""
-    seen = level(admission.severity + chance.normal(0.0, 0.35), len(SEVERITY_PHRASES))
+    seen = level(admission.severity + chance.normal(0.0, 0.25), len(SEVERITY_PHRASES))
     return chance.pick(SEVERITY_PHRASES[seen])
 
 
 def state_on_exam(chance: Chance, admission: Admission) -> str:
     """Say the same with the words of an examination, from another noisy view."""
-    return chance.pick(EXAM_STATES[level(admission.severity + chance.normal(0.0, 0.45), len(EXAM_STATES))])
+    return chance.pick(EXAM_STATES[level(admission.severity + chance.normal(0.0, 0.4), len(EXAM_STATES))])
 
 
 def function_at_home(chance: Chance, patient: Patient) -> str:
