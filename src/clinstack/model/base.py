@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -89,6 +90,8 @@ def _folder_of(name: str) -> Path:
             f"base: {name} is no folder here and could not be fetched (offline, and not in the local cache). "
             "Copy the model to this machine and name its folder."
         ) from None
+    except HFValidationError:
+        raise InputError(f"base: {name!r} is no folder here, and no name that the hub allows.") from None
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"base: {name} could not be fetched from the hub ({type(error).__name__}).") from None
 
@@ -97,8 +100,19 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """Load the tokenizer; one without a padding token gets its end (or unknown) token for padding.
 
     What pads is never read: attention masks and pooling go by length, not by token id.
+
+    Raises
+    ------
+    InputError
+        If the base has no tokenizer that transformers can open.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"base: {base.name}: its tokenizer could not be opened ({type(error).__name__}); "
+            "the folder needs tokenizer.json or its architecture's own tokenizer files."
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     return tokenizer
@@ -121,13 +135,17 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> P
     Raises
     ------
     InputError
-        If transformers does not know the architecture, or its head is not one linear layer.
+        If transformers does not know the architecture, a file is damaged, weights are missing or of another shape, or
+        its head is not one linear layer.
     """
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "local_files_only": True,
         "trust_remote_code": False,
         "use_safetensors": True,
+        # transformers fills what is missing with random numbers and only warns, so ask for what it did.
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
     }
     before = transformers_logging.get_verbosity()
     # Its "newly initialized" notice about the head would be the only thing it says, and is expected.
@@ -135,15 +153,15 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> P
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        if classes is None:
-            network = AutoModelForCausalLM.from_pretrained(base.folder, config=config, **options)
-        else:
+        if classes is not None:
             config.num_labels = classes
-            network = AutoModelForSequenceClassification.from_pretrained(base.folder, config=config, **options)
-    except ValueError as error:
+        kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(base.folder, config=config, **options)
+    except (ValueError, OSError, SafetensorError) as error:
         raise InputError(f"base: {base.name}: {str(error).splitlines()[0]}") from None
     finally:
         transformers_logging.set_verbosity(before)
+    network, loading = loaded
     network.config.use_cache = False
     if classes is not None:
         head = getattr(network, HEAD_MODULE, None)
@@ -157,9 +175,20 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> P
         weight = torch.randn(head.weight.shape, generator=generator) * config.initializer_range
         head.float()
         head.weight.data.copy_(weight)
+    _refuse_random_weights(base, loading)
     if getattr(config, "final_logit_softcapping", None) and classes is None:
         raise InputError(f"base: {base.name} caps its logits; the packed loss does not support that yet.")
     return network
+
+
+def _refuse_random_weights(base: Base, loading: dict[str, Any]) -> None:
+    head = f"{HEAD_MODULE}.weight"
+    missing = sorted(set(loading["missing_keys"]) - {head})
+    if missing:
+        raise InputError(f"base: {base.name}: its files lack the weights {missing[0]} ({len(missing)} in all).")
+    misfits = sorted({key for key, *_ in loading["mismatched_keys"]} - {head})
+    if misfits:
+        raise InputError(f"base: {base.name}: the weights {misfits[0]} have another shape than config.json says.")
 
 
 def backbone(network: PreTrainedModel) -> nn.Module:

@@ -179,10 +179,14 @@ class Stack:
                 # PEFT asks transformers for an attribute by a name that is being retired.
                 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
                 torch.manual_seed(_derived_seed(seed, adapter.name))
-                if peft_model is None:
-                    peft_model = PeftModel(network, config, adapter_name=adapter.name)
-                else:
-                    peft_model.add_adapter(adapter.name, config)
+                try:
+                    if peft_model is None:
+                        peft_model = PeftModel(network, config, adapter_name=adapter.name)
+                    else:
+                        peft_model.add_adapter(adapter.name, config)
+                except ValueError as error:
+                    detail = str(error).splitlines()[0]
+                    raise InputError(f"adapter {adapter.name}: it does not fit the base: {detail}") from None
             if source:
                 _load_weights(peft_model, adapter.name, source.weights)
             verified = source is None or source.verified
@@ -490,7 +494,11 @@ def _refuse_names_of_modules(network: PreTrainedModel, adapters: Sequence[Adapte
 
 
 def _load_weights(peft_model: PeftModel, name: str, weights: dict[str, Tensor]) -> None:
-    result: Any = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+    try:
+        result: Any = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+    except RuntimeError as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"adapter {name}: its file does not fit the base ({detail})") from None
     missing = [key for key in result.missing_keys if f".{name}." in key]
     if missing or result.unexpected_keys:
         key = (missing or result.unexpected_keys)[0]
