@@ -29,12 +29,12 @@ TASKS = {
 }
 
 
-def write_run(folder: Path, stage: str, stack: str, task: str | None, trainable: int, **changes: object) -> None:
+def write_run(folder: Path, stage: str, name: str, task: str | None, trainable: int, **changes: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "format_version": 1,
         "stage": stage,
-        "label": stack,
+        "label": name,
         "task": task,
         "status": "done",
         "synthetic": True,
@@ -77,12 +77,12 @@ def write_pretrain(root: Path, notes: int = 200, **changes: object) -> Path:
     return folder
 
 
-def write_finetune(root: Path, task_name: str, stack: str, rows: int = 240, **changes: object) -> Path:
+def write_finetune(root: Path, task_name: str, name: str, rows: int = 240, **changes: object) -> Path:
     """Every stack sees the same patients, labels and noise; only how much of the label it sees differs."""
     task = TASKS[task_name]
     rng = np.random.default_rng(sorted(TASKS).index(task_name))
-    folder = root / "finetune" / task_name / stack
-    write_run(folder, "finetune", stack, task_name, 200 + 30_000 * ("lora" in stack), **changes)
+    folder = root / "finetune" / task_name / name
+    write_run(folder, "finetune", name, task_name, 200 + 30_000 * ("lora" in name), **changes)
     write_json(folder / "stack" / "stack.json", {"format_version": 1, "task": task.to_dict()})
     patients = [f"p{i}" for i in rng.integers(0, max(1, int(0.8 * rows)), rows)]
     classes = len(task.classes)
@@ -94,8 +94,8 @@ def write_finetune(root: Path, task_name: str, stack: str, rows: int = 240, **ch
         share = [0.89, 0.11] if task.kind == "binary" else [0.2, 0.4, 0.25, 0.15]
         labels = rng.choice(classes, rows, p=share).tolist()
         indicator = np.asarray(labels)[:, None] == np.arange(classes)
-    own = 0.5 * np.random.default_rng(zlib.crc32(stack.encode())).normal(size=indicator.shape)
-    logits = rng.normal(size=indicator.shape) + own + STRENGTH.get(stack, 1.0) * indicator
+    own = 0.5 * np.random.default_rng(zlib.crc32(name.encode())).normal(size=indicator.shape)
+    logits = rng.normal(size=indicator.shape) + own + STRENGTH.get(name, 1.0) * indicator
     table = {
         "example_id": [f"e{i:04d}" for i in range(rows)],
         "patient_id": patients,

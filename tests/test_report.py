@@ -90,7 +90,7 @@ def test_figures_are_those_of_the_predictions(whole: ReportPaths) -> None:
 
 def test_page_is_one_file_that_says_it_is_synthetic(whole: ReportPaths) -> None:
     text = whole.html.read_text()
-    assert "Synthetic cohort, toy model." in text
+    assert "Here the patients are invented and the base model is a toy." in text
     assert not re.search(r"https?://", text)
     assert "<script" not in text
     assert "@import" not in text
@@ -122,7 +122,7 @@ def test_page_is_accessible(whole: ReportPaths) -> None:
 
 def test_markdown_has_the_same_tables(whole: ReportPaths) -> None:
     text = whole.markdown.read_text()
-    assert "Synthetic cohort, toy model." in text
+    assert "Here the patients are invented and the base model is a toy." in text
     for table in all_tables(whole.summary):
         assert f"## {table.title}\n" in text
     for line in (line for line in text.splitlines() if line.startswith("|")):
@@ -222,12 +222,24 @@ def test_a_single_row_has_no_figures_and_no_crash(tmp_path: Path, task: str) -> 
 
 
 def test_real_patients_carry_no_synthetic_banner(tmp_path: Path) -> None:
+    facts = {"base": "/models/private/llama", "fingerprint": "sha256:0", "trainable_parameters": 2, "parameters": 9}
     for stack in STRENGTH:
-        write_finetune(tmp_path, "mortality", stack, synthetic=False)
+        write_finetune(tmp_path, "mortality", stack, synthetic=False, stack=facts)
     paths = build_report(tmp_path, resamples=50)
     assert json.loads(paths.json.read_text())["synthetic"] is False
     assert "ynthetic" not in paths.html.read_text()
     assert "ynthetic" not in paths.markdown.read_text()
+    assert "toy" not in paths.html.read_text()
+    assert "llama (sha256:0)" in paths.html.read_text()
+    for path in (paths.html, paths.markdown, paths.json):
+        assert "/models" not in path.read_text()
+
+
+def test_real_patients_on_the_embedded_base_are_told_apart(tmp_path: Path) -> None:
+    write_finetune(tmp_path, "mortality", "lora", synthetic=False)
+    text = build_report(tmp_path, resamples=50).html.read_text()
+    assert "Here the base model is a toy." in text
+    assert "invented" not in text
 
 
 def test_numbers_show_on_which_side_of_zero_they_lie() -> None:

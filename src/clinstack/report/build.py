@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clinstack import __version__
 from clinstack.files import write_json, write_text
-from clinstack.report.collect import RunRecord, collect
+from clinstack.report.collect import ReportData, RunRecord, collect
 from clinstack.report.figures import draw
 from clinstack.report.sentences import findings, frozen_sentences
 from clinstack.report.summary import Summary, summarise
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TITLE = "Adapter stacks on clinical notes"
-SYNTHETIC = (
-    "The patients are invented and the base model is a toy. These figures show that the pipeline works; "
-    "they say nothing about real patients, real notes or useful models."
-)
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,8 @@ def _context(summary: Summary) -> dict[str, Any]:
     data = summary.data
     return {
         "title": TITLE,
-        "banner": SYNTHETIC if data.synthetic else "",
+        "caveat": data.caveat,
+        "banner": _banner(data),
         "version": __version__,
         "findings": findings(summary),
         "frozen": frozen_sentences(summary),
@@ -92,12 +89,21 @@ def _context(summary: Summary) -> dict[str, Any]:
         "report_command": f"clinstack report {data.root.name or '.'}",
         "versions": _shared(data.runs, "versions"),
         "hardware": _shared(data.runs, "hardware"),
-        "bases": sorted(
-            {f"{run.stack.get('base')} ({run.stack.get('fingerprint')})" for run in data.runs if run.stack}
-        ),
+        "bases": sorted({f"{run.base} ({run.stack.get('fingerprint')})" for run in data.runs if run.stack}),
         "resamples": summary.resamples,
         "seed": summary.seed,
     }
+
+
+def _banner(data: ReportData) -> str:
+    if not data.caveat:
+        return ""
+    what = ["the patients are invented"] * data.synthetic + ["the base model is a toy"] * data.toy_base
+    no_use_for = ["real patients, real notes"] * data.synthetic + ["useful models"] * data.toy_base
+    return (
+        f"Here {' and '.join(what)}. These figures show that the pipeline works; "
+        f"they say nothing about {' or '.join(no_use_for)}."
+    )
 
 
 def _recipe_path(run: RunRecord, root: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -22,6 +22,10 @@ STACKS: dict[str, str] = {
     "clinical-trainable+lora": "+ Clinical LoRA (Trainable) + Downstream LoRA",
 }
 """The six stacks in the order of Table 3 of Gema et al. 2023, with the names of its rows."""
+
+
+EMBEDDED = "embedded"
+"""The name under which recipes know the base model of the package."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,12 @@ class RunRecord:
         facts = self.record.get("stack")
         return facts if isinstance(facts, dict) else {}
 
+    @property
+    def base(self) -> str | None:
+        """The base model's name; of a local folder the last part, the way to it is that machine's business."""
+        base = self.stack.get("base")
+        return None if base is None else PurePath(base).name if PurePath(base).is_absolute() else str(base)
+
 
 @dataclass(frozen=True)
 class ReportData:
@@ -100,6 +110,17 @@ class ReportData:
     def synthetic(self) -> bool:
         """Whether any Run learned from invented patients."""
         return any(bool(run.record.get("synthetic")) for run in self.runs)
+
+    @property
+    def toy_base(self) -> bool:
+        """Whether any Run stands on the small model that comes with the package."""
+        return any(run.stack.get("base") == EMBEDDED for run in self.runs)
+
+    @property
+    def caveat(self) -> str:
+        """What every table and figure must say about itself; empty when patients and model are real."""
+        parts = ["synthetic patients"] * self.synthetic + ["toy base model"] * self.toy_base
+        return ", ".join(parts).capitalize()
 
 
 def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:

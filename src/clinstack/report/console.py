@@ -16,20 +16,21 @@ def console_tables(summary: Summary) -> list[rich_table.Table]:
     """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
 
     Rows carry the stacks' labels, which are shorter than the paper's names and those of the run folders; differences
-    are those of the mean over tasks. On synthetic data every title says so.
+    are those of the mean over tasks. Every title says when patients or model
+    are not real.
     """
     task = headline_task(summary)
     tables = [perplexity_table(summary), auroc_table(summary, name=str)]
     tables += [difference_table(summary, [task])] if task else []
-    return [_rich(table, summary.data.synthetic) for table in tables if table.rows]
+    return [_rich(table, summary.data.caveat) for table in tables if table.rows]
 
 
-def _rich(table: Table, synthetic: bool) -> rich_table.Table:
+def _rich(table: Table, caveat: str) -> rich_table.Table:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    title = table.title + (" (synthetic patients, toy base model)" if synthetic else "")
+    title = table.title + (f" ({caveat.lower()})" if caveat else "")
     shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.min_width = len(title) + 1  # a title is otherwise broken at the width of its table
     single = len(table.columns) == 2

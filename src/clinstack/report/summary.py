@@ -123,7 +123,7 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
         "stage": run.stage,
         "stack": run.label,
         "task": run.task,
-        "base": run.stack.get("base"),
+        "base": run.base,
         "base_fingerprint": run.stack.get("fingerprint"),
         "parameters": run.stack.get("parameters"),
         "trainable_parameters": run.stack.get("trainable_parameters"),
