@@ -88,10 +88,10 @@ def addendum(chance: Chance, patient: Patient, admission: Admission) -> str:
 
 def _admission_sections(chance: Chance, patient: Patient, admission: Admission, style: int) -> dict[str, str]:
     problem = admission.problem
-    hints = [chance.pick(item.hints.split("|")) for item in admission.complications if chance.yes(item.hinted)]
+    hints = [chance.pick(item.hints.split("|")) for item in admission.complications if chance.yes(1.2 * item.hinted)]
     hints = chance.some(hints, 4)
     late = hints[3:]
-    named = [chance.pick(condition.phrases.split("|")) for condition in patient.conditions if chance.yes(0.9)]
+    named = [chance.pick(condition.phrases.split("|")) for condition in patient.conditions if chance.yes(0.94)]
     named = chance.some(named, 9)
     rare = [
         chance.weighted(phrases, [3.0] + [1.0] * (len(phrases) - 1)) for _, phrases in patient.rare if chance.yes(0.85)

@@ -19,10 +19,11 @@ PROBLEMS = MEDICAL_PROBLEMS + SURGICAL_PROBLEMS
 FIRST_SUBJECT = 9_000_000
 FIRST_ADMISSION = 9_500_000
 ADMISSIONS_PER_PATIENT = 3
-INCIDENTAL_PROCEDURES = (
-    "9904 8872 3893 9607 9390 8744 8703 3891 3995 3324 4513 8914 9907 3491 5491 9905 8856 8891 8622 3404 4523 3722 9915 "
-    "8841 4516 9962 3895 0331 5794 8659 4131 3722 9960 4011 3972 0017 3783 8848 5188 387 4311 8919 3761 9925 5101 3950"
-).split()
+_INCIDENTAL = (
+    "9904 8872 3893 9607 9390 8744 8703 3891 3995 3324 4513 8914 9907 3491 5491 9905 8856 8891 8622 3404 4523 3722 "
+    "9915 8841 4516 9962 3895 0331 5794 8659 4131 3722 9960 4011 3972 0017 3783 8848 5188 387 4311 8919 3761 9925 5101"
+)
+INCIDENTAL_PROCEDURES = tuple(_INCIDENTAL.split(" "))
 """Procedures that any stay may need, the likeliest first."""
 
 
@@ -161,15 +162,15 @@ def _draw_admission(chance: Chance, patient: Patient, number: int, admitted: dat
     risk += 2.0 * any(item.name.startswith("do not") for item in complications)
     risk += 0.6 * any(item.name == "metabolic acidosis" for item in complications)
     died = chance.yes(logistic(risk))
-    days = (problem.days / 6) ** 1.5 * exp(0.3 * severity + 0.2 * patient.frailty + chance.normal(0.0, 0.5))
+    days = (problem.days / 6) ** 1.5 * exp(0.38 * severity + 0.28 * patient.frailty + chance.normal(0.0, 0.42))
     for item in complications:
         days *= item.days
     days = 1.0 + 4.5 * days
     ventilator_days = 0.0
     if ventilated:
         median = 7.2 * (problem.ventilator_days / 5) ** 0.7
-        effort = 0.2 * severity + respiratory + 0.25 * patient.frailty
-        ventilator_days = median * exp(effort + chance.normal(0.0, 0.75))
+        effort = 0.3 * severity + respiratory + 0.3 * patient.frailty
+        ventilator_days = median * exp(effort + chance.normal(0.0, 0.65))
         ventilator_days = min(max(ventilator_days, 0.3), 60.0)
         days = max(days, ventilator_days + chance.between(1, 6) + chance.uniform())
     if died:
@@ -177,7 +178,7 @@ def _draw_admission(chance: Chance, patient: Patient, number: int, admitted: dat
         ventilator_days = min(ventilator_days, days - 0.1)
     days = min(max(days, 0.3), 90.0)
     diagnoses = _draw_diagnoses(chance, patient, problem, complications, ventilated)
-    procedures = _draw_procedures(chance, problem, icu, ventilated, ventilator_days, names)
+    procedures = _draw_procedures(chance, problem, severity, icu, ventilated, ventilator_days, names)
     discharged = admitted + timedelta(minutes=round(days * 1440))
     hadm_id = FIRST_ADMISSION + patient.index * ADMISSIONS_PER_PATIENT + number
     return Admission(
@@ -198,33 +199,39 @@ def _draw_diagnoses(
     codes += [code for code, probability in _pairs(problem.extra) if chance.yes(probability)]
     if ventilated and problem.ventilator_days > 3 and chance.yes(0.5):
         codes.append("51881")
-    secondary = [chance.pick(item.codes.split()) for item in complications if chance.yes(0.92)]
-    secondary += [chance.pick(condition.codes.split()) for condition in patient.conditions if chance.yes(0.88)]
+    secondary = [chance.pick(item.codes.split()) for item in complications if chance.yes(0.95)]
+    secondary += [chance.pick(condition.codes.split()) for condition in patient.conditions if chance.yes(0.92)]
     secondary += [code for code, _ in patient.rare if chance.yes(0.9)]
     codes += chance.some(secondary, len(secondary))
     return list(dict.fromkeys(codes))
 
 
 def _draw_procedures(
-    chance: Chance, problem: Problem, icu: bool, ventilated: bool, ventilator_days: float, names: tuple[str, ...]
+    chance: Chance,
+    problem: Problem,
+    severity: float,
+    icu: bool,
+    ventilated: bool,
+    ventilator_days: float,
+    names: tuple[str, ...],
 ) -> list[str]:
     codes = [code for code, probability in _pairs(problem.procedures) if chance.yes(probability)]
     operated = problem.ventilator_days < 3 and problem.ventilated > 2
     if ventilated and not operated:
         codes.append("9672" if ventilator_days > 4 else "9671")
-        if chance.yes(0.75):
+        if chance.yes(0.85):
             codes.append("9604")
         if ventilator_days > 11 and chance.yes(0.45):
             codes += ["311", "4311"]
         if chance.yes(0.3):
             codes.append("966")
-    if icu and chance.yes(0.5 if ventilated else 0.25):
+    if icu and chance.yes(logistic(-1.2 + 1.2 * severity + 0.9 * ventilated)):
         codes.append("3893")
-    if icu and chance.yes(0.3 if ventilated else 0.12):
+    if icu and chance.yes(logistic(-2.2 + 0.8 * severity + 0.9 * ventilated)):
         codes.append("3891")
     if "end stage renal disease" in names and chance.yes(0.8):
         codes.append("3995")
-    for probability in (0.4, 0.12):
+    for probability in (0.3, 0.08):
         if chance.yes(probability):
             codes.append(INCIDENTAL_PROCEDURES[int(len(INCIDENTAL_PROCEDURES) * chance.uniform() ** 1.6)])
     return list(dict.fromkeys(codes))
