@@ -20,7 +20,7 @@ PRESETS = Path(__file__).parent / "presets"
 class Section(BaseModel):
     """A part of a recipe: frozen, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AdapterRecipe(Section):
@@ -160,6 +160,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
@@ -227,7 +229,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def _list_index(items: list[Any], text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
+    if not text.isdecimal() or int(text) >= len(items):
         raise InputError(f"{override!r}: {text!r} is not an index of this list of {len(items)} (from 0).")
     return int(text)
 
@@ -250,7 +252,7 @@ def parse_recipe(values: dict[str, Any], source: str, stage: str | None = None) 
         With every wrong key, and the nearest right one where a key is unknown.
     """
     named = values.get("stage", stage)
-    if named not in STAGES:
+    if not isinstance(named, str) or named not in STAGES:
         known = ", ".join(STAGES)
         raise InputError(f"{source}: stage is {named!r}; it must be one of {known}.{_suggest(str(named), STAGES)}")
     if stage is not None and named != stage:
@@ -318,11 +320,14 @@ def _suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
 
 def _explain(item: Any, model: type[BaseModel]) -> str:
     """Turn one of pydantic's errors into a sentence with the key and the remedy."""
-    location = tuple(part for part in item["loc"] if part not in {"lora"})
+    # Without the parts that only name a branch of a union, such as "tuple[str, ...]".
+    location = tuple(part for part in item["loc"] if "[" not in str(part))
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         return f"unknown key {key}.{_suggest(str(location[-1]), known) or ' Known here: ' + ', '.join(known) + '.'}"
+    if item["type"] == "model_type":
+        return f"{key}: input should be a mapping of keys to values (it is {item['input']!r})"
     if item["type"] == "missing":
         return f"the key {key} is missing"
     message = str(item["msg"]).removeprefix("Value error, ")
