@@ -318,6 +318,20 @@ def test_prolonged_ventilation_is_a_span_with_grace_in_the_first_icu_stay_of_adu
     assert (removed["with an ICU stay"], removed["at least 18 years old"]) == (1, 1)
 
 
+def test_golden_edge_cases_of_the_published_scripts_come_out_right(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "shared/golden/vanaken/input"
+    if not source.is_dir():
+        pytest.skip("the golden tables stand in ../shared, which is not here")
+    prepare_mimic3(source, tmp_path / "out", tasks=["mortality", "length_of_stay", "procedures"], minimum_count=1)
+    texts = [row["text"] for row in examples(tmp_path / "out", "mortality").values()]
+    assert "PRESENT ILLNESS: real HPI text\n\nMEDICAL HISTORY: MH" in texts
+    assert "CHIEF COMPLAINT: fall\n\nPHYSICAL EXAM: this is the last section of the note" in texts
+    assert "CHIEF COMPLAINT: fall\n\nMEDICAL HISTORY: THE REAL PMH\n\nFAMILY HISTORY: MOTHER HAD CAD" in texts
+    assert any("took the expired insulin at home" in text for text in texts)
+    assert {"033", "331", "006"} <= set(Task.load(tmp_path / "out/examples/procedures").classes)
+    assert attrition(tmp_path / "out", "length_of_stay")["discharged after admission"] == 1
+
+
 def test_gzipped_tables_and_lower_case_columns_are_read(cohort: Path, prepared: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()

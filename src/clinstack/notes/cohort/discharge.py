@@ -107,15 +107,16 @@ def _admission_sections(chance: Chance, patient: Patient, admission: Admission, 
     if named[:early]:
         opening += chance.pick((" with ", " w/ ", " with h/o ", " with pmh of ")) + ", ".join(named[:early])
     story = chance.pick(problem.stories.split("|"))
-    sentences = [f"{opening} {chance.pick(wording.ARRIVALS)} {story}"]
+    arrives = ", " if story.split()[0].strip(",") in wording.STORY_BEGINNINGS else f" {chance.pick(wording.ARRIVALS)} "
+    sentences = [f"{opening}{arrives}{story}"]
     arrival = wording.state_on_arrival(chance, admission)
     vitals = wording.vital_signs(chance, admission, chance.between(2, 3))
     sentences.append(f"{chance.pick(('in the ed', 'on arrival', 'vs'))} {vitals}, {arrival}")
     if hints[:3]:
         sentences.append(chance.pick(("labs/exam: ", "also ", "notable for ", "")) + ", ".join(hints[:3]))
-    exam = f"gen: {wording.state_on_exam(chance, admission)}\n{chance.pick(problem.exam.split('|'))}"
+    exam = f"gen: {wording.state_on_exam(chance, admission)}.\n{chance.pick(problem.exam.split('|'))}."
     if chance.yes(0.5):
-        exam = f"{wording.vital_signs(chance, admission, 2)}\n{exam}"
+        exam = f"{wording.vital_signs(chance, admission, 2)}.\n{exam}"
     if late:
         exam += f"\n{late[0]}"
     social = wording.function_at_home(chance, patient)

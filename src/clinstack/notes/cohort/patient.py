@@ -19,6 +19,7 @@ PROBLEMS = MEDICAL_PROBLEMS + SURGICAL_PROBLEMS
 FIRST_SUBJECT = 9_000_000
 FIRST_ADMISSION = 9_500_000
 ADMISSIONS_PER_PATIENT = 3
+_WOMEN_ONLY = ("6180", "6202", "6271")
 _INCIDENTAL = (
     "9904 8872 3893 9607 9390 8744 8703 3891 3995 3324 4513 8914 9907 3491 5491 9905 8856 8891 8622 3404 4523 3722 "
     "9915 8841 4516 9962 3895 0331 5794 8659 4131 3722 9960 4011 3972 0017 3783 8848 5188 387 4311 8919 3761 9925 5101"
@@ -109,12 +110,12 @@ def draw_patient(seed: int, index: int) -> Patient:
         )
         and not (sex == "F" and "prostat" in condition.name)
     ][:11]
-    rare = _draw_rare(chance)
+    rare = _draw_rare(chance, sex)
     first = datetime(2100 + chance.between(1, 95), chance.between(1, 12), chance.between(1, 28), chance.between(0, 23))
     first += timedelta(minutes=chance.between(0, 59))
     born = (first - timedelta(days=age * 365.25)).replace(hour=0, minute=0, second=0, microsecond=0)
     if age >= 90:
-        born = born.replace(year=born.year - 210)
+        born -= timedelta(days=round(210 * 365.25))  # MIMIC-III's shift, which hides the age
     patient = Patient(index, sex, age, born, frailty, conditions, rare)
     admitted = first
     for number in range(1 + (chance.yes(0.19)) + (chance.yes(0.06))):
@@ -127,13 +128,14 @@ def draw_patient(seed: int, index: int) -> Patient:
     return patient
 
 
-def _draw_rare(chance: Chance) -> list[tuple[str, tuple[str, ...]]]:
+def _draw_rare(chance: Chance, sex: str) -> list[tuple[str, tuple[str, ...]]]:
     """Draw up to three rare conditions; the probability falls with the rank, as codes do in hospitals."""
     drawn = []
     for _ in range(3):
         if chance.yes(0.55):
             rank = int(len(RARE_CONDITIONS) * chance.uniform() ** 1.8)
-            drawn.append(RARE_CONDITIONS[rank])
+            if sex == "F" or RARE_CONDITIONS[rank][0] not in _WOMEN_ONLY:
+                drawn.append(RARE_CONDITIONS[rank])
     return list(dict.fromkeys(drawn))
 
 

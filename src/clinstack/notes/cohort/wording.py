@@ -21,6 +21,12 @@ ARRIVALS = (
     "brought in by ems with",
     "sent from clinic with",
 )
+_STORY_BEGINNINGS = (
+    "took found fell ejected restrained unrestrained pedestrian tripped could passed woke given missed admitted "
+    "lightheaded hypoxic confused dizzy distended 6 aaa"
+)
+STORY_BEGINNINGS = frozenset(_STORY_BEGINNINGS.split(" "))
+"""Stories that begin with one of these follow a comma and not an arrival."""
 EXAM_STATES: tuple[tuple[str, ...], ...] = (
     ("nad, pleasant", "well appearing", "comfortable, a&ox3"),
     ("nad", "alert, a&ox3", "awake, conversant"),
