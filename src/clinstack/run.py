@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,10 +128,11 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
         try:
             yield run
         except Exception as error:
-            # The kind of error only: its message could quote data.
-            run.record["status"] = "failed"
-            run.record["error"] = type(error).__name__
-            write_json(folder / "run.json", run.record)
+            if not run.is_done:
+                # The kind of error only: its message could quote data.
+                run.record["status"] = "failed"
+                run.record["error"] = type(error).__name__
+                write_json(folder / "run.json", run.record)
             raise
     finally:
         lock.release()
@@ -146,7 +147,13 @@ def _refuse_foreign_folder(folder: Path) -> None:
 
 
 def _empty(folder: Path) -> None:
-    for item in folder.iterdir():
+    """Delete what a Run holds. Killed midway, it leaves an unfinished Run, never one that seems done."""
+    path = folder / "run.json"
+    if path.is_file():
+        with suppress(ValueError):
+            write_json(path, {**read_json(path), "status": "running"})
+    last = (".lock", "run.json", "recipe.yaml")
+    for item in sorted(folder.iterdir(), key=lambda item: last.index(item.name) if item.name in last else -1):
         if item.name == ".lock":
             continue
         if item.is_dir():
@@ -159,14 +166,18 @@ def _reopen(folder: Path, recipe: StageRecipe, inputs: dict[str, str]) -> dict[s
     path = folder / "run.json"
     if not path.exists():
         return None
-    record: dict[str, Any] = read_json(path)
+    remedy = "Name another run directory, or pass --fresh to begin anew (what is there is deleted)."
+    try:
+        record: dict[str, Any] = read_json(path)
+        before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        raise InputError(f"{folder}: run.json or recipe.yaml is damaged ({type(error).__name__}). {remedy}") from None
     if record.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{path}: format version {record.get('format_version')}; this clinstack reads {FORMAT_VERSION}."
         )
-    remedy = "Name another run directory, or pass --fresh to begin anew (what is there is deleted)."
-    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    now = yaml.safe_load(dump_recipe(recipe))
+    # The directory is this one, however its path is written now.
+    now = yaml.safe_load(dump_recipe(recipe)) | {"run": before.get("run")}
     changes = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, now)]
     if changes:
         raise InputError(f"{folder} was begun with another recipe ({'; '.join(changes[:5])}). {remedy}")
