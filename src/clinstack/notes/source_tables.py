@@ -11,7 +11,7 @@ from typing import Any
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
 
-_LONGEST_LINE = 64 * 1024 * 1024
+_LONGEST_LINE = 4 * 1024 * 1024
 
 
 class SourceTables:
