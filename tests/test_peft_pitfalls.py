@@ -362,8 +362,8 @@ def test_c4_tasks_with_other_numbers_of_classes_share_a_clinical_adapter(
 def test_c4_the_head_trains_although_no_wrapper_says_so(tiny_base: Path, table3: Specs, mortality: Task) -> None:
     model: Any = PeftModel(classifier(tiny_base), plain_config(), adapter_name="clinical")
     still_a_pitfall(not model.base_model.model.score.weight.requires_grad, "without modules_to_save the head is frozen")
-    for label, spec in table3.items():
-        stack = Stack.build(str(tiny_base), spec, mortality)
+    for label in ("head", "clinical-frozen", "clinical-frozen+lora"):
+        stack = Stack.build(str(tiny_base), table3[label], mortality)
         assert stack.head.weight.requires_grad, label
         assert stack.trainable_parameters()["score.weight"] is stack.head.weight, label
 

@@ -51,10 +51,19 @@ def causal(tiny_base: Path, clinical: Path) -> Stack:
     return Stack.build(str(tiny_base), [AdapterRecipe(name="clinical", path=str(clinical))])
 
 
+@pytest.fixture(scope="module")
+def saved_once(
+    tiny_base: Path, table3: Specs, mortality: Task, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "stack"
+    perturbed(Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality)).save(folder)
+    return folder
+
+
 @pytest.fixture
-def saved(stack: Stack, perturbed: Perturbed, tmp_path: Path) -> Path:
-    perturbed(stack).save(tmp_path / "stack")
-    return tmp_path / "stack"
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    """A saved stack that a test may damage."""
+    return Path(shutil.copytree(saved_once, tmp_path / "stack"))
 
 
 # ---------------------------------------------------------------------- the invariants, broken on purpose
