@@ -41,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--intermediate", type=int, default=512)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--flat-share", type=float, default=0.5, help="share of the steps at the peak rate")
+    parser.add_argument("--initial", type=Path, help="go on from a folder that this script wrote (its tokenizer too)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the schedule")
     parser.add_argument("--document-characters", type=int, default=6000, help="paragraphs are grouped to documents")
     parser.add_argument("--save-every", type=int, default=500, help="steps between two writings of the folder")
@@ -132,9 +134,9 @@ def build_model(arguments: argparse.Namespace, tokenizer: Tokenizer) -> LlamaFor
     return LlamaForCausalLM(config)
 
 
-def learning_rate_at(step: int, steps: int) -> float:
-    """Factor of the peak: 2 % warm-up, flat to the half, then linear to 2 %."""
-    warmup, flat = max(1, int(0.02 * steps)), int(0.5 * steps)
+def learning_rate_at(step: int, steps: int, flat_share: float) -> float:
+    """Factor of the peak: 2 % warm-up, flat, then linear to 2 %."""
+    warmup, flat = max(1, int(0.02 * steps)), int(flat_share * steps)
     if step < warmup:
         return (step + 1) / warmup
     if step < flat:
@@ -168,11 +170,17 @@ def main() -> None:
     if not training:
         sys.exit("Nothing to train on: every file of --text is named by --hold-out.")
     texts = {path: documents(read_text(path), arguments.document_characters) for path in arguments.text}
-    tokenizer = train_tokenizer([text for path in training for text in texts[path]], arguments.vocabulary)
+    if arguments.initial:
+        tokenizer = Tokenizer.from_file(str(arguments.initial / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer([text for path in training for text in texts[path]], arguments.vocabulary)
     stream = encode(tokenizer, [text for path in training for text in texts[path]])
     measured = encode(tokenizer, [text for path in held_out for text in texts[path]]) if held_out else None
     measured_characters = sum(len(text) for path in held_out for text in texts[path])
-    model = build_model(arguments, tokenizer)
+    if arguments.initial:
+        model = LlamaForCausalLM.from_pretrained(arguments.initial, dtype=torch.float32)
+    else:
+        model = build_model(arguments, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(stream):,} training tokens", flush=True)
 
@@ -205,7 +213,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = arguments.learning_rate * learning_rate_at(step, arguments.steps)
+                group["lr"] = arguments.learning_rate * learning_rate_at(step, arguments.steps, arguments.flat_share)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         done = step + 1
@@ -222,12 +230,13 @@ def main() -> None:
                 "steps_planned": arguments.steps,
                 "tokens_seen": done * arguments.batch * arguments.context,
                 "seed": arguments.seed,
+                "before": json.loads((arguments.initial / "training.json").read_text()) if arguments.initial else None,
                 "seconds": round(time.monotonic() - started),
                 "command": "python scripts/train_base_model.py "
                 + " ".join(
                     f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
                     for name, value in vars(arguments).items()
-                    if name not in {"text", "out", "hold_out"} and value is not False
+                    if name not in {"text", "out", "hold_out", "initial"} and value not in (None, False)
                 ),
             }
             if measured is not None:

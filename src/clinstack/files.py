@@ -66,7 +66,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 def recover_directory(path: Path) -> None:
-    """Undo what a process killed inside `replacing_directory` left: keep the new one if it is in place, else the old."""
+    """Undo what a process killed inside `replacing_directory` left: the new one if it is in place, else the old."""
     old = path.with_name(f".{path.name}.old")
     if old.exists():
         if path.exists():

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -97,20 +97,36 @@ class EvaluationRecipe(Section):
 
 
 class StageRecipe(Section):
-    """What every training stage has."""
+    """What every stage has."""
 
+    stage: str
     run: str
     """Directory of the Run."""
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        return {"evaluation": self.evaluation.seed}
+
+
+class TrainingStageRecipe(StageRecipe):
+    """What every training stage has."""
+
     base: str = "embedded"
     """``embedded``, a local folder, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the base; adapters and head are float32 whatever this says."""
     adapters: tuple[AdapterRecipe, ...] = ()
     training: TrainingRecipe = TrainingRecipe()
-    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        return {"training": self.training.seed, **super().seeds}
 
     @model_validator(mode="after")
-    def _names_differ(self) -> StageRecipe:
+    def _names_differ(self) -> TrainingStageRecipe:
         names = [adapter.name for adapter in self.adapters]
         for name in names:
             if names.count(name) > 1:
@@ -118,7 +134,7 @@ class StageRecipe(Section):
         return self
 
 
-class PretrainRecipe(StageRecipe):
+class PretrainRecipe(TrainingStageRecipe):
     """Continued pretraining of a causal language model on notes."""
 
     stage: Literal["pretrain"] = "pretrain"
@@ -136,7 +152,7 @@ class PretrainRecipe(StageRecipe):
         return self
 
 
-class FinetuneRecipe(StageRecipe):
+class FinetuneRecipe(TrainingStageRecipe):
     """A classifier head, and adapters where the stack has them, on one task's examples."""
 
     stage: Literal["finetune"] = "finetune"
@@ -150,8 +166,37 @@ class FinetuneRecipe(StageRecipe):
     """The validation figure that chooses the epoch."""
 
 
-Recipe = Annotated[PretrainRecipe | FinetuneRecipe, Field(discriminator="stage")]
-STAGES: dict[str, type[StageRecipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+class EvaluateRecipe(StageRecipe):
+    """A saved stack on Notes: perplexity for a language model, ranking metrics for a classifier."""
+
+    stage: Literal["evaluate"] = "evaluate"
+    stack: str
+    """A Stack, or a finished Run."""
+    base: str | None = None
+    """Where the base is on this machine; as the stack recorded when not given."""
+    notes: str | None = None
+    """For a language model: a folder written by ``clinstack prepare``."""
+    examples: str | None = None
+    """For a classifier: a task's folder with the same classes."""
+    split: Literal["train", "validation", "test"] = "test"
+    against: str | None = None
+    """Another Run with predictions for the same examples; the paired difference to it is measured too."""
+    batch_size: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluateRecipe:
+        if (self.notes is None) == (self.examples is None):
+            raise ValueError("give either notes (for a language model) or examples (for a classifier)")
+        if self.against is not None and self.examples is None:
+            raise ValueError("against: paired differences are measured on examples")
+        return self
+
+
+STAGES: dict[str, type[StageRecipe]] = {
+    "pretrain": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+    "evaluate": EvaluateRecipe,
+}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -276,7 +321,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stage: str | None = N
 def dump_recipe(recipe: StageRecipe) -> str:
     """Return the resolved recipe as YAML; read back, it is the same recipe."""
     values = recipe.model_dump(mode="json")
-    for adapter in values["adapters"]:
+    for adapter in values.get("adapters", []):
         if adapter["path"] is not None:
             for key in ("method", "rank", "alpha", "dropout", "target_modules"):
                 del adapter[key]

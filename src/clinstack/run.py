@@ -138,6 +138,16 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
         lock.release()
 
 
+def is_finished(recipe: StageRecipe, inputs: dict[str, str]) -> bool:
+    """Whether a finished Run of exactly this recipe and these inputs is on disk. Reads two small files."""
+    folder = Path(recipe.run)
+    if not (folder / "run.json").is_file():
+        return False
+    record = read_json(folder / "run.json")
+    same_recipe = (folder / "recipe.yaml").read_text(encoding="utf-8") == dump_recipe(recipe)
+    return bool(record["status"] == "done" and record["inputs"] == inputs and same_recipe)
+
+
 def _refuse_foreign_folder(folder: Path) -> None:
     if folder.is_dir() and not (folder / "run.json").exists():
         strangers = [item.name for item in folder.iterdir() if item.name not in {".lock", "recipe.yaml"}]
@@ -203,7 +213,7 @@ def _create(folder: Path, recipe: StageRecipe, inputs: dict[str, str], facts: di
         "seconds": {},
         "versions": environment()["versions"],
         "hardware": environment()["hardware"],
-        "seeds": {"training": recipe.training.seed, "evaluation": recipe.evaluation.seed},
+        "seeds": recipe.seeds,
         "inputs": inputs,
     }
     # The recipe first: a directory with run.json always has its recipe.

@@ -83,6 +83,8 @@ class Stack:
     task : Task or None
         None for a causal language model.
     tokenizer : PreTrainedTokenizerBase
+    max_tokens : int or None
+        Length that the stage trained with: the context of a language model, the longest note of a classifier.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Stack:
         task: Task | None,
         tokenizer: PreTrainedTokenizerBase,
         dtype: str,
+        max_tokens: int | None = None,
     ) -> None:
         self.base = base
         self.network = network
@@ -101,6 +104,7 @@ class Stack:
         self.task = task
         self.tokenizer = tokenizer
         self.dtype = dtype
+        self.max_tokens = max_tokens
         self._peft_model = peft_model
         self.settle()
 
@@ -408,6 +412,7 @@ class Stack:
                     if self.task
                     else None,
                     "task": self.task.to_dict() if self.task else None,
+                    "max_tokens": self.max_tokens,
                     "probe": probe_output(self).tolist(),
                 },
             )
@@ -476,6 +481,7 @@ class Stack:
         head_in = record["head"]["folder"] if record["head"] else None
         chosen = dtype or record["base"]["dtype"]
         stack = cls._assemble(found, adapters, sources, task, seed=0, dtype=chosen, head=head, head_in=head_in)
+        stack.max_tokens = record["max_tokens"]
         if chosen == record["base"]["dtype"]:
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

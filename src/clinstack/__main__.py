@@ -1,0 +1,5 @@
+"""``python -m clinstack``."""
+
+from clinstack.cli import main
+
+main()

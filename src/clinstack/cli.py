@@ -1,0 +1,322 @@
+"""The command line: one short function for each verb. It parses and calls; torch is imported by the stages only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clinstack import __version__
+from clinstack.errors import ClinstackError, InputError
+from clinstack.recipe import PRESETS, StageRecipe, load_recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from clinstack.run import Run
+
+app = typer.Typer(
+    help="Adapter stacks for clinical language models: prepare, pretrain, finetune, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
+presets_app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(presets_app, name="presets")
+console = Console()
+_errors = Console(stderr=True)
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe or preset, and overrides.")
+]
+Json = Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; what the Run directory holds is deleted.")]
+
+
+def read_recipe(arguments: list[str] | None, stage: str | None) -> StageRecipe:
+    """Read ``[RECIPE] [KEY=VALUE]...``; without a recipe the overrides alone are one."""
+    words = arguments or []
+    files = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    if len(files) > 1:
+        raise InputError(f"{files[1]!r}: one recipe only; an override has the form key.sub=value.")
+    if files:
+        return load_recipe(Path(files[0]), overrides, stage)
+    if not overrides:
+        raise InputError("Name a recipe, or give its keys as key=value. `clinstack presets ls` lists those that ship.")
+    from clinstack.recipe import apply_overrides
+
+    return parse_recipe(apply_overrides({}, overrides), "command line", stage)
+
+
+def show_run(run: Run, as_json: bool) -> None:
+    """Say what a stage wrote."""
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps({"run": str(run.folder), "status": run.record["status"], "metrics": metrics}))
+        return
+    if run.record["synthetic"]:
+        console.print("[yellow]Synthetic data: these figures say nothing about medicine.")
+    for name, value in run_figures(metrics).items():
+        console.print(f"  {name}: {value}")
+    console.print(f"[bold]{escape(str(run.folder))}[/] is done.")
+
+
+def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
+    """Return the figures of a Run that a person wants first, with their intervals."""
+    splits = {name: metrics[name] for name in ("train", "validation", "test") if isinstance(metrics.get(name), dict)}
+    result = {}
+    for split, figures in splits.items():
+        chosen = {name: figures[name]["perplexity"] for name in ("base", "adapted") if name in figures}
+        if "primary" in figures:
+            chosen = {figures["primary"]: figures[figures["primary"]], "auprc": figures["auprc"]}
+        for name, figure in chosen.items():
+            kind = "perplexity, " if name in {"base", "adapted"} else ""
+            interval = figure["interval"]
+            bounds = f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+            result[f"{split} {kind}{name}"] = f"{figure['value']:.3f}{bounds}"
+        for item in figures.get("differences", []):
+            low, high = item["interval"]
+            result[f"{split} difference, {item['metric']}"] = f"{item['value']:+.3f}  [{low:+.3f}, {high:+.3f}]"
+    return result
+
+
+@app.command()
+def pretrain(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Continue the pretraining of a base model on notes, with an adapter."""
+    recipe = read_recipe(arguments, "pretrain")
+    from clinstack.stages.pretrain import pretrain as stage
+
+    show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def finetune(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Train a classifier head, and a task adapter where the stack has one."""
+    recipe = read_recipe(arguments, "finetune")
+    from clinstack.stages.finetune import finetune as stage
+
+    show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def evaluate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Measure a saved stack on Notes."""
+    recipe = read_recipe(arguments, "evaluate")
+    from clinstack.stages.evaluate import evaluate as stage
+
+    show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def validate(arguments: Arguments = None) -> None:
+    """Check a recipe and the files it names, without loading a model."""
+    recipe = read_recipe(arguments, None)
+    from clinstack.notes.read import examples_files, notes_files
+
+    values = recipe.model_dump()
+    if values.get("notes"):
+        notes_files(Path(values["notes"]))
+    if values.get("examples"):
+        examples_files(Path(values["examples"]))
+    for index, adapter in enumerate(values.get("adapters", ())):
+        if adapter["path"] and not Path(adapter["path"]).exists():
+            raise InputError(f"adapters.{index}.path: {adapter['path']} does not exist.")
+    console.print(f"The recipe is good: {recipe.stage} into {escape(recipe.run)}.")
+
+
+@app.command()
+def report(
+    root: Annotated[Path, typer.Argument(help="Folder with Runs below it.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; into ROOT when not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Runs to tables and figures: report.html, report.md, report.json."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder.")
+    from clinstack.report.build import build_report
+    from clinstack.report.console import console_tables
+
+    paths = build_report(root, out)
+    if as_json:
+        print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
+        return
+    for table in console_tables(paths.summary):
+        console.print(table)
+    console.print(f"Report: {escape(str(paths.html))}")
+
+
+@app.command()
+def demo(
+    root: Annotated[Path, typer.Option("--out", help="Folder of everything the demo writes.")] = Path("runs/demo"),
+    patients: Annotated[int, typer.Option(min=100, help="Invented patients.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cohort.")] = 7,
+    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="All five outcomes, not two.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core, at most four.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole two-step pipeline on an invented hospital, ending in a report."""
+    from clinstack.demo import run_demo
+    from clinstack.report.console import console_tables
+
+    paths = run_demo(root, patients, seed, all_tasks=all_tasks, workers=workers)
+    if as_json:
+        print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
+        return
+    for table in console_tables(paths.summary):
+        console.print(table)
+    console.print(f"Report: [bold]{escape(str(paths.html))}[/]")
+
+
+@app.command()
+def doctor(
+    stack: Annotated[Path | None, typer.Argument(help="A Stack or a finished Run.")] = None,
+    base: Annotated[str | None, typer.Option(help="Where the base is on this machine.")] = None,
+    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Also a line for each layer.")] = True,
+) -> None:
+    """Explain a Stack and check its invariants; without one, show the environment."""
+    if stack is None:
+        from clinstack.run import environment
+
+        import_torch()
+        for part, entries in environment().items():
+            console.print(f"[bold]{part}[/]")
+            for name, value in entries.items():
+                console.print(f"  {name}: {value}")
+        return
+    from clinstack.model.explain import explain
+
+    for item in explain(stack, base, with_layers=layers):
+        console.print(item)
+
+
+def import_torch() -> None:
+    """Import torch, so that the environment can say what it sees."""
+    import torch  # noqa: F401
+
+
+@presets_app.command("ls")
+def presets_ls() -> None:
+    """List the recipes that come with the package."""
+    table = Table("name", "what it is")
+    for path in sorted(PRESETS.rglob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        table.add_row(str(path.relative_to(PRESETS).with_suffix("")), first)
+    console.print(table)
+
+
+@presets_app.command("show")
+def presets_show(name: str) -> None:
+    """Print a recipe."""
+    print(_preset(name).read_text(encoding="utf-8"), end="")
+
+
+@presets_app.command("cp")
+def presets_cp(name: str, to: Path) -> None:
+    """Copy a recipe to a file of yours, to change it."""
+    if to.exists():
+        raise InputError(f"{to} exists; name another file.")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_preset(name), to)
+    console.print(f"{escape(str(to))} is yours to change.")
+
+
+def _preset(name: str) -> Path:
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"{name}: no such preset; `clinstack presets ls` lists them.")
+    return path
+
+
+@prepare_app.command("cohort")
+def prepare_cohort(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    patients: Annotated[int, typer.Option(help="Invented adult patients.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+) -> None:
+    """Invent a hospital: tables with MIMIC-III's names and columns, all of it synthetic."""
+    from clinstack.notes.cohort import write_cohort
+
+    with _bars() as update:
+        rows = write_cohort(out, patients, seed, update)
+    console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    _print_counts(rows, "rows")
+    console.print(
+        f"Written to {escape(str(out))}. Next: clinstack prepare mimic3 --source {escape(str(out))} --out DATA"
+    )
+
+
+@prepare_app.command("mimic3")
+def prepare_mimic3(
+    source: Annotated[Path, typer.Option(help="Folder of MIMIC-III's CSV files, plain or gzipped.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole summaries.")] = (
+        "admission"
+    ),
+    minimum_count: Annotated[int, typer.Option(help="Training admissions that make a code a class.")] = 10,
+) -> None:
+    """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
+    if text not in {"admission", "full"}:
+        raise InputError(f"--text is {text!r}; use admission or full.")
+    from clinstack.notes.attrition import attrition_rows
+    from clinstack.notes.mimic3 import prepare_mimic3 as prepare
+
+    with _bars() as update:
+        result = prepare(source, out, seed, text, None, minimum_count, update)  # type: ignore[arg-type]  # checked
+    if result["synthetic"]:
+        console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    console.print(attrition_table(attrition_rows(out)))
+    console.print(f"Written to {escape(str(out))}.")
+
+
+def attrition_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out what each step of each task kept and removed."""
+    table = Table("task", "step", "kept", "removed", title="Attrition")
+    before = ""
+    for row in rows:
+        task = "" if row["task"] == before else row["task"]
+        table.add_row(task, row["step"], f"{row['kept']:,}", f"{row['removed']:,}")
+        before = row["task"]
+    return table
+
+
+def _print_counts(counts: dict[str, int], unit: str) -> None:
+    for name, count in counts.items():
+        console.print(f"  {name}: {count:,} {unit}")
+
+
+def _bars() -> Any:
+    from clinstack.engine.progress import named_bars
+
+    return named_bars()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Run the command line; wrong input is one line and exit code 2, a failure one line and exit code 1."""
+    try:
+        app()
+    except ClinstackError as error:
+        _errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _errors.print("Interrupted. The same command goes on from the last checkpoint.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

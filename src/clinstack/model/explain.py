@@ -1,0 +1,83 @@
+"""What ``clinstack doctor STACK`` shows: what a stack is made of, and that its invariants hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from clinstack.model.checks import effects
+from clinstack.model.lineage import tensors_hash
+from clinstack.model.stack import Stack
+
+
+def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) -> Iterator[Table | str]:
+    """Load a stack, which verifies its hashes and asserts its invariants, and describe it.
+
+    Parameters
+    ----------
+    folder : Path
+        A Stack or a finished Run.
+    base : str, optional
+        Where the base is on this machine.
+    with_layers : bool
+        Also list each layer with its active adapters.
+
+    Raises
+    ------
+    InputError, StackError
+        If a hash or an invariant does not hold.
+    """
+    stack = Stack.load(folder, base)
+    summary = stack.summary()
+    yield f"[bold]Base[/] {stack.base.name}  {stack.base.fingerprint}  loaded as {stack.dtype}"
+    if stack.task is not None:
+        yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
+        yield f"[bold]Head[/] {tensors_hash({'head': stack.head.weight})}  {stack.head.weight.dtype}"
+    yield f"[bold]Parameters[/] {summary['parameters']:,}, of them trainable {summary['trainable_parameters']:,}"
+    yield _adapters_table(stack)
+    if with_layers:
+        yield _layers_table(stack)
+    yield from _verdicts(stack)
+
+
+def _adapters_table(stack: Stack) -> Table:
+    table = Table(
+        "adapter", "method", "spec", "parameters", "effect", "weights", "parent", title="Adapters, base first"
+    )
+    for name, effect in effects(stack).items():
+        adapter = next(item for item in stack.adapters if item.name == name)
+        tensors = stack.adapter_tensors(name)
+        table.add_row(
+            name,
+            adapter.method,
+            "trainable" if adapter.trainable else "frozen",
+            f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+            f"{effect:.3g}",
+            tensors_hash(tensors)[:19],
+            stack.stacked_on(name).parent[:19] + ("" if adapter.verified else " (not verified)"),
+        )
+    return table
+
+
+def _layers_table(stack: Stack) -> Table:
+    table = Table("layer", "active adapters", "trainable tensors", title="Layers")
+    trainable = stack.trainable_parameters()
+    for name, layer in stack.lora_layers().items():
+        count = sum(1 for parameter in trainable if parameter.startswith(f"{name}."))
+        table.add_row(name, " + ".join(layer.active_adapters), str(count))
+    return table
+
+
+def _verdicts(stack: Stack) -> Iterator[str]:
+    """Say what loading has asserted. An invariant that does not hold has ended the command before this."""
+    yield "[green]ok[/] every layer's active adapters are those of the spec, and each is in the forward pass"
+    yield "[green]ok[/] exactly the spec's tensors are trainable"
+    yield "[green]ok[/] weights, parents and base have the recorded hashes; the output is the one recorded when saved"
+    if stack.task is None:
+        yield "[green]ok[/] packed documents do not see each other"
+    yield "[green]ok[/] adapters and head are float32"
+    idle = [name for name, effect in effects(stack).items() if effect == 0]
+    if idle:
+        yield f"[yellow]note[/] {', '.join(idle)}: no effect on the output; it was never trained"

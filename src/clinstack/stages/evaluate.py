@@ -1,0 +1,82 @@
+"""Measuring a saved stack on Notes: the same figures as at the end of training, on any split or other Notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from clinstack.engine.classification import EncodedExamples, predictions_table
+from clinstack.engine.device import pick_device
+from clinstack.engine.language_modelling import losses_table
+from clinstack.errors import InputError
+from clinstack.evaluate.classification import classification_metrics
+from clinstack.evaluate.compare import compare
+from clinstack.evaluate.perplexity import perplexity_metrics
+from clinstack.files import replacing_file, sha256_file, write_json
+from clinstack.model.lineage import stack_folder
+from clinstack.model.stack import Stack
+from clinstack.notes.read import examples_files, input_hashes, is_synthetic, notes_files, read_examples, read_notes
+from clinstack.recipe import EvaluateRecipe
+from clinstack.run import Run, open_run
+
+
+def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
+    """Run the stage and return its finished Run."""
+    source = Path(recipe.examples or recipe.notes or "")
+    files = examples_files(source) if recipe.examples else notes_files(source)
+    record = stack_folder(Path(recipe.stack)) / "stack.json"
+    if not record.is_file():
+        raise InputError(f"stack: {record} is missing.")
+    inputs = {**input_hashes(files), str(record): sha256_file(record)}
+    facts = {"stage": "evaluate", "task": None, "synthetic": is_synthetic(source)}
+    with open_run(recipe, inputs, fresh=fresh, **facts) as run:
+        if run.is_done:
+            return run
+        stack = Stack.load(Path(recipe.stack), recipe.base).to(pick_device())
+        with run.timed("evaluate"):
+            metrics = _classify(stack, recipe, run) if recipe.examples else _read(stack, recipe, run)
+        write_json(run.folder / "metrics.json", {recipe.split: metrics})
+        run.finish(label=stack.label, task=stack.task.name if stack.task else None, stack=stack.summary())
+        return run
+
+
+def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
+    """Measure a language model by perplexity."""
+    if stack.task is not None:
+        raise InputError(f"notes: {recipe.stack} is a classifier for {stack.task.name}; give it examples.")
+    notes = read_notes(Path(str(recipe.notes)), None)[recipe.split]
+    losses = losses_table(stack, notes, recipe.split, stack.max_tokens or 512, recipe.batch_size)
+    with replacing_file(run.folder / "losses.parquet") as temporary:
+        pq.write_table(losses, temporary)
+    return perplexity_metrics(losses, recipe.evaluation.resamples, recipe.evaluation.seed, recipe.split)
+
+
+def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
+    """Measure a classifier by ranking metrics, and against another Run when asked."""
+    task, splits = read_examples(Path(str(recipe.examples)))
+    if stack.task is None:
+        raise InputError(f"examples: {recipe.stack} is a language model without a head; give it notes.")
+    if (task.kind, task.classes) != (stack.task.kind, stack.task.classes):
+        raise InputError(f"examples: their classes are not those of the stack's task {stack.task.name}.")
+    examples = splits[recipe.split]
+    encoded = EncodedExamples(stack, task, examples, stack.max_tokens or 512)
+    logits = encoded.all_logits(recipe.batch_size, f"{task.name} {recipe.split}")
+    table = predictions_table(task, {recipe.split: examples}, {recipe.split: logits})
+    with replacing_file(run.folder / "predictions.parquet") as temporary:
+        pq.write_table(table, temporary)
+    settings = recipe.evaluation
+    metrics = classification_metrics(
+        task, examples.labels, logits.tolist(), examples.patient_ids, settings.resamples, settings.seed
+    )
+    if recipe.against is not None:
+        other = Path(recipe.against) / "predictions.parquet"
+        if not other.is_file():
+            raise InputError(f"against: {other} is missing; name a finished Run of the same task.")
+        pairs = {"this": run.folder / "predictions.parquet", "against": other}
+        result = compare(
+            {task.name: pairs}, {task.name: task}, [("this", "against")], settings.resamples, settings.seed
+        )
+        metrics["differences"] = result.differences
+    return metrics

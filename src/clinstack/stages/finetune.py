@@ -1,0 +1,119 @@
+"""Fine-tuning a stack with a classifier head on one task (Gema et al. 2023, section 3.2 and Table 3).
+
+All six rows of the table are this stage with another list of adapters. Where nothing below the head trains, the pooled
+features are computed once: they are the same in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from clinstack.engine.classification import EncodedExamples, predictions_table
+from clinstack.engine.device import pick_device
+from clinstack.engine.losses import class_weights, classification_loss
+from clinstack.engine.trainer import train
+from clinstack.evaluate.classification import classification_metrics, primary_auroc
+from clinstack.files import replacing_file, write_json
+from clinstack.model.stack import Stack
+from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
+from clinstack.recipe import FinetuneRecipe, stack_label
+from clinstack.run import Run, open_run
+from clinstack.tasks import Task
+from clinstack.tokens.batches import shuffled_batches
+
+
+class FinetuneObjective:
+    """A task's loss on its training examples; validation chooses by AUROC or by the same loss."""
+
+    unit = "notes"
+
+    def __init__(
+        self, stack: Stack, task: Task, recipe: FinetuneRecipe, encoded: dict[str, EncodedExamples], examples: Examples
+    ) -> None:
+        self._task = task
+        self._recipe = recipe
+        self._train = encoded["train"]
+        self._validation = encoded["validation"]
+        self._labels = examples.labels
+        weights = class_weights(task, self._train.targets, recipe.class_weights)
+        self._weights = None if weights is None else weights.to(stack.device)
+
+    def epoch_batches(self, epoch: int) -> Sequence[list[int]]:
+        """Return the examples of an epoch's batches, by (seed, epoch)."""
+        settings = self._recipe.training
+        return shuffled_batches(self._train.lengths, settings.batch_size, settings.seed, epoch)
+
+    def loss(self, batch: list[int]) -> tuple[Tensor, float]:
+        """Return the summed loss and its weight."""
+        logits = self._train.logits(batch)
+        return self._loss(logits, self._train.targets[torch.tensor(batch)])
+
+    def size(self, batch: list[int]) -> int:
+        """Return the number of notes."""
+        return len(batch)
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and primary AUROC on the validation patients."""
+        logits = self._validation.all_logits(self._recipe.training.batch_size)
+        total, weight = self._loss(torch.from_numpy(logits), self._validation.targets)
+        figures = {"loss": float(total) / weight}
+        auroc = primary_auroc(self._task, self._labels, logits.tolist())
+        figures["auroc"] = auroc
+        by_loss = self._recipe.select == "loss" or np.isnan(auroc)
+        figures["score"] = -figures["loss"] if by_loss else auroc
+        return figures
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        loss, weight = classification_loss(self._task, logits, targets.to(logits.device), weights)
+        return loss, float(weight)
+
+
+def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
+    """Run the stage, or continue it, and return its finished Run."""
+    folder = Path(recipe.examples)
+    inputs = input_hashes(examples_files(folder))
+    task, examples = read_examples(folder)
+    label = stack_label(recipe.adapters)
+    facts = {"stage": "finetune", "label": label, "task": task.name, "synthetic": is_synthetic(folder)}
+    with open_run(recipe, inputs, fresh=fresh, **facts) as run:
+        if run.is_done:
+            return run
+        title = f"{task.name} {label}"
+        batch_size = recipe.training.batch_size
+        with run.timed("prepare"):
+            stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
+            stack.max_tokens = recipe.max_tokens
+            stack.to(pick_device())
+            encoded = {name: EncodedExamples(stack, task, split, recipe.max_tokens) for name, split in examples.items()}
+            if stack.backbone_is_frozen:
+                for name, split in encoded.items():
+                    split.compute_features(batch_size, f"{title}: features of {name}")
+            objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
+        with run.timed("train"):
+            state = train(stack, run, recipe.training, objective, title)
+        with run.timed("evaluate"):
+            logits = {name: encoded[name].all_logits(batch_size, f"{title}: {name}") for name in ("validation", "test")}
+            with replacing_file(run.folder / "predictions.parquet") as temporary:
+                pq.write_table(predictions_table(task, examples, logits), temporary)
+            metrics: dict[str, Any] = {"best_epoch": state.best_epoch, "validation": state.history}
+            metrics["test"] = classification_metrics(
+                task,
+                examples["test"].labels,
+                logits["test"].tolist(),
+                examples["test"].patient_ids,
+                recipe.evaluation.resamples,
+                recipe.evaluation.seed,
+            )
+            metrics["tokens"] = {name: {"read": sum(e.lengths), "cut": e.cut} for name, e in encoded.items()}
+        stack.save(run.folder / "stack")
+        write_json(run.folder / "metrics.json", metrics)
+        run.finish(stack=stack.summary())
+        return run

@@ -1,0 +1,1 @@
+"""From text to rows of tokens: encoding, packing, and batches by length."""
