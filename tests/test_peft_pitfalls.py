@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -450,14 +451,26 @@ def test_c5_putting_checkpointed_tensors_back_leaves_the_stack_whole(
 
 
 def test_c5_saving_makes_no_network_call(
-    frozen_and_task: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, clinical: Path, mortality: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[object] = []
     # As if online: offline mode alone would hide the library's question about the base's config.json.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *given: calls.append(given))
-    frozen_and_task.base = dataclasses.replace(frozen_and_task.base, name="organisation/model")
-    frozen_and_task.save(tmp_path / "stack")
+    shutil.copytree(clinical, tmp_path / "clinical")
+    file = tmp_path / "clinical" / "clinical" / "adapter_config.json"
+    hub = {"base_model_name_or_path": "organisation/model"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | hub))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = PeftModel.from_pretrained(causal(tiny_base), str(file.parent))
+        plain.save_pretrained(str(tmp_path / "plain"))
+    still_a_pitfall(bool(calls), "save_pretrained asks the hub for config.json")
+    calls.clear()
+    spec = [AdapterRecipe(name="clinical", path=str(tmp_path / "clinical")), TASK]
+    stack = Stack.build(str(tiny_base), spec, mortality)
+    stack.base = dataclasses.replace(stack.base, name="organisation/model")
+    stack.save(tmp_path / "stack")
     assert calls == []
     config = json.loads((tmp_path / "stack" / "task" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "organisation/model"

@@ -76,6 +76,17 @@ def test_invariant_1_an_adapter_that_is_not_active_is_caught(stack: Stack) -> No
         check_active(stack)
 
 
+def test_building_and_loading_assert_the_invariants(
+    tiny_base: Path, table3: Specs, mortality: Task, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What PEFT leaves when nobody settles it: the second adapter is not active.
+    monkeypatch.setattr(Stack, "settle", lambda stack: None)
+    with pytest.raises(StackError, match=r"\['clinical'\] are active"):
+        Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality)
+    with pytest.raises(StackError, match=r"\['clinical'\] are active"):
+        Stack.load(saved)
+
+
 def test_invariant_1_an_adapter_in_no_layer_is_caught(stack: Stack) -> None:
     for layer in stack.lora_layers().values():
         del layer.lora_A["clinical"]
