@@ -171,3 +171,11 @@ def table3(clinical: Path) -> dict[str, list[AdapterRecipe]]:
         "clinical-trainable": [trainable],
         "clinical-trainable+lora": [trainable, task],
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Notes for `tiny_base`; a test that changes it copies it first."""
+    from tiny_notes import write_tiny_notes
+
+    return write_tiny_notes(tmp_path_factory.mktemp("notes") / "data")

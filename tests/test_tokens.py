@@ -1,0 +1,212 @@
+"""From text to rows: nothing lost, nothing twice, nobody sees a neighbour, and batches are functions of their seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from clinstack.tokens.batches import pad, shuffled_batches, sorted_batches
+from clinstack.tokens.encode import Tokens, encode_documents, encode_examples
+from clinstack.tokens.pack import IGNORED, Segment, collate_packed, pack_segments, split_documents
+
+LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=40)
+CONTEXTS = st.integers(2, 40)
+FILLER = 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerBase:
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_base)
+    return loaded
+
+
+def documents_of(lengths: list[int]) -> list[Tokens]:
+    """Documents in which no token occurs twice, so that each one can be found again."""
+    starts = np.cumsum([1, *lengths[:-1]])
+    return [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
+
+# ---------------------------------------------------------------------- packing
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, context=CONTEXTS)
+def test_every_token_but_the_first_is_predicted_exactly_once(lengths: list[int], context: int) -> None:
+    documents = documents_of(lengths)
+    rows = pack_segments(split_documents(lengths, context), context)
+    if not rows:
+        assert max(lengths) == 1
+        return
+    batch = collate_packed(documents, rows, FILLER)
+    real = batch.labels != IGNORED
+    assert sorted(batch.labels[real].tolist()) == [token for document in documents for token in document[1:].tolist()]
+    # The prediction is of the token that follows its input in the same document.
+    assert torch.equal(batch.labels[real], batch.input_ids[real] + 1)
+    owners = [index for index, length in enumerate(lengths) for _ in range(length - 1)]
+    by_token = dict(zip(batch.labels[real].tolist(), batch.documents[real].tolist(), strict=True))
+    assert [by_token[token] for token in sorted(by_token)] == owners
+    assert batch.predictions == sum(lengths) - len(lengths)
+    assert set(batch.documents[~real].tolist()) <= {-1}
+    assert set(batch.input_ids[~real].tolist()) <= {FILLER}
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, context=CONTEXTS)
+def test_rows_are_never_overfull_and_no_two_would_fit_in_one(lengths: list[int], context: int) -> None:
+    segments = split_documents(lengths, context)
+    rows = pack_segments(segments, context)
+    assert sorted((s.document, s.start, s.stop) for row in rows for s in row) == [
+        (s.document, s.start, s.stop) for s in segments
+    ]
+    filled = sorted(sum(segment.length for segment in row) for row in rows)
+    assert all(0 < fill <= context for fill in filled)
+    # A row is begun only when no other has room: at most one of them is half empty.
+    assert all(first + second > context for first, second in itertools.pairwise(filled))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, context=CONTEXTS)
+def test_positions_begin_anew_with_each_document(lengths: list[int], context: int) -> None:
+    rows = pack_segments(split_documents(lengths, context), context)
+    if not rows:
+        return
+    batch = collate_packed(documents_of(lengths), rows, FILLER)
+    for index, row in enumerate(rows):
+        expected = [position for segment in row for position in range(segment.length)]
+        rest = batch.position_ids.shape[1] - len(expected)
+        # What fills the row is a document of its own, so that nobody sees it either.
+        assert batch.position_ids[index].tolist() == [*expected, *range(rest)]
+    assert batch.position_ids.shape == batch.input_ids.shape == batch.labels.shape == batch.documents.shape
+    assert batch.input_ids.shape[1] == max(sum(segment.length for segment in row) for row in rows)
+
+
+def test_the_picture_in_the_module_is_what_happens() -> None:
+    documents = [np.arange(10, 14), np.arange(20, 23), np.arange(30, 40)]
+    rows = pack_segments(split_documents([4, 3, 10], 6), 6)
+    batch = collate_packed(documents, rows, FILLER)
+    assert batch.input_ids.tolist() == [
+        [30, 31, 32, 33, 34, 35],
+        [10, 11, 12, 36, 37, 38],
+        [20, 21, 0, 0, 0, 0],
+    ]
+    assert batch.labels.tolist() == [
+        [31, 32, 33, 34, 35, 36],
+        [11, 12, 13, 37, 38, 39],
+        [21, 22, IGNORED, IGNORED, IGNORED, IGNORED],
+    ]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]]
+    assert batch.documents.tolist() == [[2, 2, 2, 2, 2, 2], [0, 0, 0, 2, 2, 2], [1, 1, -1, -1, -1, -1]]
+
+
+def test_notes_of_usual_lengths_leave_little_room() -> None:
+    lengths = np.random.default_rng(0).lognormal(5.0, 0.8, 2000).astype(int) + 2
+    segments = split_documents(lengths.tolist(), 512)
+    rows = pack_segments(segments, 512)
+    assert sum(segment.length for segment in segments) / (len(rows) * 512) > 0.98
+
+
+def test_packing_is_the_same_each_time() -> None:
+    lengths = np.random.default_rng(1).integers(1, 100, 300).tolist()
+    segments = split_documents(lengths, 64)
+    assert pack_segments(segments, 64) == pack_segments(segments, 64)
+    assert pack_segments(segments, 64) == pack_segments(segments[::-1], 64)
+
+
+def test_a_document_of_one_token_predicts_nothing() -> None:
+    assert split_documents([1, 0, 2], 8) == [Segment(2, 0, 1)]
+
+
+# ---------------------------------------------------------------------- encoding
+
+
+def test_documents_are_whole_between_begin_and_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the patient was admitted", "", "chest pain " * 400]
+    encoded = encode_documents(tokenizer, texts)
+    assert [int(tokens[0]) for tokens in encoded] == [tokenizer.bos_token_id] * 3
+    assert [int(tokens[-1]) for tokens in encoded] == [tokenizer.eos_token_id] * 3
+    assert len(encoded[1]) == 2
+    assert [tokenizer.decode(tokens[1:-1]) for tokens in encoded] == texts
+
+
+def test_examples_keep_their_beginning_and_say_what_was_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the patient was admitted with chest pain", "x" * 50, "y"]
+    whole, nothing = encode_examples(tokenizer, texts, 1000)
+    assert nothing == 0
+    assert [int(tokens[0]) for tokens in whole] == [tokenizer.bos_token_id] * 3
+    tokens, cut = encode_examples(tokenizer, texts, 8)
+    assert cut == sum(max(0, len(item) - 8) for item in whole)
+    assert cut > 0
+    for short, long in zip(tokens, whole, strict=True):
+        assert short.tolist() == long[:8].tolist()
+
+
+def test_an_empty_text_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens, cut = encode_examples(tokenizer, [""], 8)
+    assert tokens[0].tolist() == [tokenizer.bos_token_id]
+    assert cut == 0
+
+
+def test_a_tokenizer_without_a_begin_token_also_gives_an_empty_text_a_token(tiny_base: Path) -> None:
+    from tokenizers import processors
+
+    plain = AutoTokenizer.from_pretrained(tiny_base)
+    plain.backend_tokenizer.post_processor = processors.Sequence([])
+    plain.bos_token = None
+    tokens, _ = encode_examples(plain, ["", "pain"], 8)
+    assert tokens[0].tolist() == [plain.pad_token_id]
+    assert len(tokens[1]) > 0
+    assert encode_documents(plain, [""])[0].tolist() == [plain.eos_token_id]
+
+
+# ---------------------------------------------------------------------- batches
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=300),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+)
+def test_an_epoch_has_each_example_once_and_is_a_function_of_seed_and_epoch(
+    lengths: list[int], size: int, seed: int, epoch: int
+) -> None:
+    batches = shuffled_batches(lengths, size, seed, epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= size for batch in batches)
+    assert len(batches) == math.ceil(len(lengths) / size)  # as many in each epoch: the trainer counts on it
+    assert batches == shuffled_batches(lengths, size, seed, epoch)
+
+
+def test_epochs_and_seeds_have_other_orders() -> None:
+    lengths = list(range(100))
+    orders = [shuffled_batches(lengths, 8, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_batches_are_of_similar_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(1, 500, 400).tolist()
+    batches = shuffled_batches(lengths, 8, 0, 0)
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    assert sum(lengths) / padded > 0.9
+    assert len({len(batch) for batch in batches}) == 1
+
+
+def test_evaluation_begins_with_the_longest() -> None:
+    batches = sorted_batches([3, 9, 1, 9], 2)
+    assert batches == [[1, 3], [0, 2]]
+
+
+def test_padding_is_on_the_right_and_masked() -> None:
+    ids, mask = pad([np.array([5, 6, 7]), np.array([8])], filler=1)
+    assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
