@@ -80,13 +80,20 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
             chosen = {figures["primary"]: figures[figures["primary"]], "auprc": figures["auprc"]}
         for name, figure in chosen.items():
             kind = "perplexity, " if name in {"base", "adapted"} else ""
-            interval = figure["interval"]
-            bounds = f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-            result[f"{split} {kind}{name}"] = f"{figure['value']:.3f}{bounds}"
+            result[f"{split} {kind}{name}"] = _figure(figure, "")
         for item in figures.get("differences", []):
-            low, high = item["interval"]
-            result[f"{split} difference, {item['metric']}"] = f"{item['value']:+.3f}  [{low:+.3f}, {high:+.3f}]"
+            result[f"{split} difference, {item['metric']}"] = _figure(item, "+")
     return result
+
+
+def _figure(figure: dict[str, Any], sign: str) -> str:
+    """Write a value and its interval; either is None where the data cannot tell."""
+    if figure["value"] is None:
+        return "unknown"
+    if figure["interval"] is None:
+        return f"{figure['value']:{sign}.3f}"
+    low, high = figure["interval"]
+    return f"{figure['value']:{sign}.3f}  [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 @app.command()

@@ -26,7 +26,7 @@ from clinstack.errors import ClinstackError
 from clinstack.files import read_json
 from clinstack.notes.read import examples_files, input_hashes, notes_files
 from clinstack.recipe import PRESETS, FinetuneRecipe, PretrainRecipe, StageRecipe, parse_recipe, read_yaml, stack_label
-from clinstack.run import is_finished
+from clinstack.run import adapter_files, is_finished
 from clinstack.tasks import OUTCOMES
 
 CLINICAL = "clinical"
@@ -134,9 +134,9 @@ def _prepare_data(root: Path, patients: int, seed: int) -> None:
 def _is_finished(cell: Cell) -> bool:
     recipe = cell.recipe
     if isinstance(recipe, PretrainRecipe):
-        return is_finished(recipe, input_hashes(notes_files(Path(recipe.notes))))
+        return is_finished(recipe, input_hashes([*notes_files(Path(recipe.notes)), *adapter_files(recipe.adapters)]))
     assert isinstance(recipe, FinetuneRecipe)
-    return is_finished(recipe, input_hashes(examples_files(Path(recipe.examples))))
+    return is_finished(recipe, input_hashes([*examples_files(Path(recipe.examples)), *adapter_files(recipe.adapters)]))
 
 
 def _run_cells(cells: Sequence[Cell], workers: int) -> None:
@@ -219,5 +219,6 @@ def _run_cell(cell: Cell) -> dict[str, Any]:
     else:
         assert isinstance(cell.recipe, FinetuneRecipe)
         test = read_json(finetune(cell.recipe).folder / "metrics.json")["test"]
-        figure = f"AUROC {test[test['primary']]['value']:.3f}"
+        auroc = test[test["primary"]]["value"]
+        figure = "AUROC unknown" if auroc is None else f"AUROC {auroc:.3f}"
     return {"seconds": time.monotonic() - begin, "figure": figure}

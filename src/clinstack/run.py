@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from clinstack import __version__
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import read_json, recover_directory, write_json, write_text
-from clinstack.recipe import StageRecipe, dump_recipe
+from clinstack.recipe import AdapterRecipe, StageRecipe, dump_recipe
 
 FORMAT_VERSION = 1
 _VERSIONED = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "scikit-learn")
@@ -146,6 +146,20 @@ def is_finished(recipe: StageRecipe, inputs: dict[str, str]) -> bool:
     record = read_json(folder / "run.json")
     same_recipe = (folder / "recipe.yaml").read_text(encoding="utf-8") == dump_recipe(recipe)
     return bool(record["status"] == "done" and record["inputs"] == inputs and same_recipe)
+
+
+def adapter_files(adapters: Sequence[AdapterRecipe]) -> list[Path]:
+    """Return the weights of the adapters that a recipe reads: inputs of its Run as much as its tables are.
+
+    Of an unfinished Run there are none, so what was done on an earlier one does not count as done.
+    """
+    return [
+        file
+        for adapter in adapters
+        if adapter.path is not None
+        for place in (".", "*", "stack/*")
+        for file in sorted(Path(adapter.path).glob(f"{place}/adapter_model.safetensors"))
+    ]
 
 
 def _refuse_foreign_folder(folder: Path) -> None:

@@ -64,6 +64,7 @@ def compare(
     pairs: Sequence[tuple[str, str]],
     resamples: int = 1000,
     seed: int = 0,
+    split: str = "test",
 ) -> Comparison:
     """Compute the primary AUROC of each stack on each task, the mean over tasks, and differences of pairs of stacks.
 
@@ -73,11 +74,12 @@ def compare(
     Parameters
     ----------
     predictions : mapping of task name to mapping of stack to Path or pyarrow.Table
-        Columns as in ``predictions.parquet``; only rows with ``split == "test"`` count.
+        Columns as in ``predictions.parquet``; only rows of ``split`` count.
     tasks : mapping of task name to Task
     pairs : sequence of (a, b)
         Stacks whose difference a minus b is wanted; pairs that lack a stack are left out.
     resamples, seed : int
+    split : {"test", "validation", "train"}
 
     Returns
     -------
@@ -93,7 +95,7 @@ def compare(
     patients: dict[str, list[str]] = {}
     for task, stacks in predictions.items():
         if stacks:
-            scored[task], patients[task] = _aligned(tasks[task], stacks)
+            scored[task], patients[task] = _aligned(tasks[task], stacks, split)
     if not scored:
         return Comparison([], [], [], [], {}, 0)
     draws = draw_patients((patient for ids in patients.values() for patient in ids), resamples, seed)
@@ -141,12 +143,12 @@ def _test_set(rows: Scored, patients: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _aligned(task: Task, stacks: Mapping[str, Path | pa.Table]) -> tuple[dict[str, Scored], list[str]]:
+def _aligned(task: Task, stacks: Mapping[str, Path | pa.Table], split: str) -> tuple[dict[str, Scored], list[str]]:
     """Bring every stack's rows into the order of their example ids, and check that they are the same examples."""
     scored: dict[str, Scored] = {}
     first: tuple[str, pa.Table] | None = None
     for stack, source in stacks.items():
-        table = read_split(source, PREDICTION_COLUMNS, "test").sort_by("example_id")
+        table = read_split(source, PREDICTION_COLUMNS, split).sort_by("example_id")
         place = f"{source}" if isinstance(source, Path) else f"predictions of {stack} on {task.name}"
         if first is None:
             first = (place, table)
@@ -160,7 +162,7 @@ def _check_same_examples(first: tuple[str, pa.Table], second: tuple[str, pa.Tabl
     (one, ours), (other, theirs) = first, second
     left, right = ours["example_id"].to_pylist(), theirs["example_id"].to_pylist()
     if len(set(right)) != len(right):
-        raise InputError(f"{other}: an example id occurs twice in the test split; run finetune again.")
+        raise InputError(f"{other}: an example id occurs twice in the split; run finetune again.")
     if left != right:
         only = sorted(set(left) ^ set(right))
         raise InputError(

@@ -85,7 +85,11 @@ def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, Note
     patients = [str(item) for item in table["patient_id"].to_pylist()]
     if (folder / "splits.parquet").is_file():
         split_table = _read(folder / "splits.parquet", ("patient_id", "split"))
-        split_of = dict(zip(split_table["patient_id"].to_pylist(), split_table["split"].to_pylist(), strict=True))
+        ids = (str(item) for item in split_table["patient_id"].to_pylist())
+        split_of = dict(zip(ids, split_table["split"].to_pylist(), strict=True))
+        foreign = next((split for split in split_of.values() if split not in SPLITS), None)
+        if foreign is not None:
+            raise InputError(f"{folder / 'splits.parquet'}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
         unknown = next((patient for patient in patients if patient not in split_of), None)
         if unknown is not None:
             raise InputError(f"{folder / 'splits.parquet'}: the patient {unknown} of the notes is not in it.")
@@ -95,9 +99,9 @@ def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, Note
     missing = sorted(set(note_types or ()) - set(kinds))
     if missing:
         raise InputError(f"note_types: {missing[0]!r} does not occur; there are {', '.join(sorted(set(kinds)))}.")
-    ids, texts = table["note_id"].to_pylist(), table["text"].to_pylist()
+    note_ids, texts = table["note_id"].to_pylist(), table["text"].to_pylist()
     result = {split: NotesSplit([], [], [], []) for split in SPLITS}
-    for note_id, patient, kind, text in zip(ids, patients, kinds, texts, strict=True):
+    for note_id, patient, kind, text in zip(note_ids, patients, kinds, texts, strict=True):
         if text and (note_types is None or kind in note_types):
             split = result[split_of[patient]]
             split.note_ids.append(str(note_id))

@@ -22,7 +22,7 @@ from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
 from clinstack.notes.read import NotesSplit, input_hashes, is_synthetic, notes_files, read_notes
 from clinstack.recipe import PretrainRecipe
-from clinstack.run import Run, open_run
+from clinstack.run import Run, adapter_files, open_run
 from clinstack.tokens.pack import Segment
 
 
@@ -63,7 +63,7 @@ class PretrainObjective:
 def pretrain(recipe: PretrainRecipe, *, fresh: bool = False) -> Run:
     """Run the stage, or continue it, and return its finished Run."""
     folder = Path(recipe.notes)
-    inputs = input_hashes(notes_files(folder))
+    inputs = input_hashes([*notes_files(folder), *adapter_files(recipe.adapters)])
     label = "+".join(adapter.name for adapter in recipe.adapters)
     facts = {"stage": "pretrain", "label": label, "task": None, "synthetic": is_synthetic(folder)}
     with open_run(recipe, inputs, fresh=fresh, **facts) as run:
