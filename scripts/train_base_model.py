@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--flat-share", type=float, default=0.5, help="share of the steps at the peak rate")
+    parser.add_argument("--stop-after", type=int, help="end after so many of the steps, without the decay")
     parser.add_argument("--initial", type=Path, help="go on from a folder that this script wrote (its tokenizer too)")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="peak of the schedule")
     parser.add_argument("--document-characters", type=int, default=6000, help="paragraphs are grouped to documents")
@@ -194,7 +195,8 @@ def main() -> None:
     width, queue = arguments.context + 1, np.empty(0, dtype=np.int64)
     blocks = torch.compile(model.model) if arguments.compile else model.model
     started, record = time.monotonic(), {}
-    for step in range(arguments.steps):
+    last = min(arguments.steps, arguments.stop_after or arguments.steps)
+    for step in range(last):
         if len(queue) < arguments.batch:
             # Each pass cuts the stream at another offset, so that blocks differ from pass to pass.
             offset = int(order.integers(arguments.context))
@@ -220,7 +222,7 @@ def main() -> None:
         if done % 20 == 0:
             rate = done * arguments.batch * arguments.context / (time.monotonic() - started)
             print(f"step {done}/{arguments.steps} loss {loss.item():.3f} {rate:,.0f} tokens/s", flush=True)
-        if done % arguments.save_every == 0 or done == arguments.steps:
+        if done % arguments.save_every == 0 or done == last:
             record = {
                 "parameters": parameters,
                 "files": [path.name for path in training],

@@ -71,6 +71,8 @@ class TrainingRecipe(Section):
     """How a stage trains."""
 
     epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    """End after so many optimizer steps, also in the middle of an epoch."""
     batch_size: int = Field(default=8, ge=1)
     """Packed rows (pretrain) or notes (finetune) in a forward pass."""
     accumulate: int = Field(default=1, ge=1)
@@ -159,7 +161,10 @@ class FinetuneRecipe(TrainingStageRecipe):
     examples: str
     """A task's folder, such as ``data/examples/mortality``."""
     max_tokens: int = Field(default=512, ge=8)
-    """Longer notes keep their beginning; the share cut is reported."""
+    """Longer notes keep their beginning; how much was cut is reported."""
+    suffix: str = ""
+    """Written after every note, also a cut one, within ``max_tokens``. The head reads the last token: a suffix such as
+    a section's header makes that the same token everywhere, at which a model that has read notes sums them up."""
     class_weights: Literal["balanced", "none"] = "balanced"
     """Weights of the classes in the loss, in training and in validation."""
     select: Literal["auroc", "loss"] = "auroc"

@@ -23,8 +23,8 @@ from clinstack.tokens.encode import Tokens, encode_examples
 class EncodedExamples:
     """One split as tokens and targets; where the backbone is frozen, also as pooled features, computed once."""
 
-    def __init__(self, stack: Stack, task: Task, examples: Examples, max_tokens: int) -> None:
-        self.tokens, self.cut = encode_examples(stack.tokenizer, examples.texts, max_tokens)
+    def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
+        self.tokens, self.cut = encode_examples(stack.tokenizer, examples.texts, stack.max_tokens, stack.suffix)
         self.targets = encode_labels(task, examples.labels)
         self.lengths = [len(tokens) for tokens in self.tokens]
         self.features: Tensor | None = None

@@ -69,7 +69,7 @@ def train(stack: Stack, run: Run, settings: TrainingRecipe, objective: Objective
     optimizer = build_optimizer(stack, settings)
     check_optimizer(stack, optimizer)
     steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
-    total = steps_per_epoch * settings.epochs
+    total = min(steps_per_epoch * settings.epochs, settings.max_steps or steps_per_epoch * settings.epochs)
     last, best = run.checkpoints / LAST, run.checkpoints / BEST
     state = load_checkpoint(last, parameters, optimizer) or _begin(stack)
     run.rewind_log(state.log_size)
@@ -88,8 +88,10 @@ def train(stack: Stack, run: Run, settings: TrainingRecipe, objective: Objective
     with progress_bar(description, total, done=state.step, unit=objective.unit) as bar:
         while True:
             epochs_done = state.step // steps_per_epoch
-            if epochs_done > len(state.history):
-                _validate(stack, run, state, objective, best, epochs_done)
+            # The last step ends its epoch, also when max_steps cut it short.
+            epochs_ended = math.ceil(state.step / steps_per_epoch) if state.step == total else epochs_done
+            if epochs_ended > len(state.history):
+                _validate(stack, run, state, objective, best, epochs_ended)
                 keep()
             if state.step == total:
                 break
@@ -168,6 +170,8 @@ def check_training_kept_the_spec(stack: Stack, state: TrainingState) -> None:
     check_trainable(stack)
     if tensors_hash(stack.frozen_tensors()) != state.frozen:
         raise StackError("A tensor that the spec calls frozen changed during training.")
+    if state.step < 2:
+        return  # In the first step a new LoRA's A has no gradient, because B is zero.
     if state.without_gradient:
         raise StackError(f"{state.without_gradient[0]} is trainable and never had a gradient.")
     for name, parameter in stack.trainable_parameters().items():

@@ -83,8 +83,10 @@ class Stack:
     task : Task or None
         None for a causal language model.
     tokenizer : PreTrainedTokenizerBase
-    max_tokens : int or None
+    max_tokens : int
         Length that the stage trained with: the context of a language model, the longest note of a classifier.
+    suffix : str
+        What a classifier reads after every note.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Stack:
         task: Task | None,
         tokenizer: PreTrainedTokenizerBase,
         dtype: str,
-        max_tokens: int | None = None,
+        max_tokens: int = 512,
     ) -> None:
         self.base = base
         self.network = network
@@ -105,6 +107,7 @@ class Stack:
         self.tokenizer = tokenizer
         self.dtype = dtype
         self.max_tokens = max_tokens
+        self.suffix = ""
         self._peft_model = peft_model
         self.settle()
 
@@ -413,6 +416,7 @@ class Stack:
                     else None,
                     "task": self.task.to_dict() if self.task else None,
                     "max_tokens": self.max_tokens,
+                    "suffix": self.suffix,
                     "probe": probe_output(self).tolist(),
                 },
             )
@@ -481,7 +485,7 @@ class Stack:
         head_in = record["head"]["folder"] if record["head"] else None
         chosen = dtype or record["base"]["dtype"]
         stack = cls._assemble(found, adapters, sources, task, seed=0, dtype=chosen, head=head, head_in=head_in)
-        stack.max_tokens = record["max_tokens"]
+        stack.max_tokens, stack.suffix = record["max_tokens"], record["suffix"]
         if chosen == record["base"]["dtype"]:
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

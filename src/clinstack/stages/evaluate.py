@@ -47,7 +47,7 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     if stack.task is not None:
         raise InputError(f"notes: {recipe.stack} is a classifier for {stack.task.name}; give it examples.")
     notes = read_notes(Path(str(recipe.notes)), None)[recipe.split]
-    losses = losses_table(stack, notes, recipe.split, stack.max_tokens or 512, recipe.batch_size)
+    losses = losses_table(stack, notes, recipe.split, stack.max_tokens, recipe.batch_size)
     with replacing_file(run.folder / "losses.parquet") as temporary:
         pq.write_table(losses, temporary)
     return perplexity_metrics(losses, recipe.evaluation.resamples, recipe.evaluation.seed, recipe.split)
@@ -61,7 +61,7 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     if (task.kind, task.classes) != (stack.task.kind, stack.task.classes):
         raise InputError(f"examples: their classes are not those of the stack's task {stack.task.name}.")
     examples = splits[recipe.split]
-    encoded = EncodedExamples(stack, task, examples, stack.max_tokens or 512)
+    encoded = EncodedExamples(stack, task, examples)
     logits = encoded.all_logits(recipe.batch_size, f"{task.name} {recipe.split}")
     table = predictions_table(task, {recipe.split: examples}, {recipe.split: logits})
     with replacing_file(run.folder / "predictions.parquet") as temporary:
@@ -75,8 +75,7 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
         if not other.is_file():
             raise InputError(f"against: {other} is missing; name a finished Run of the same task.")
         pairs = {"this": run.folder / "predictions.parquet", "against": other}
-        result = compare(
-            {task.name: pairs}, {task.name: task}, [("this", "against")], settings.resamples, settings.seed
-        )
+        order = [("this", "against")]
+        result = compare({task.name: pairs}, {task.name: task}, order, settings.resamples, settings.seed, recipe.split)
         metrics["differences"] = result.differences
     return metrics

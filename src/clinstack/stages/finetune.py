@@ -24,7 +24,7 @@ from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
 from clinstack.recipe import FinetuneRecipe, stack_label
-from clinstack.run import Run, open_run
+from clinstack.run import Run, adapter_files, open_run
 from clinstack.tasks import Task
 from clinstack.tokens.batches import shuffled_batches
 
@@ -65,7 +65,8 @@ class FinetuneObjective:
         total, weight = self._loss(torch.from_numpy(logits), self._validation.targets)
         figures = {"loss": float(total) / weight}
         auroc = primary_auroc(self._task, self._labels, logits.tolist())
-        figures["auroc"] = auroc
+        if not np.isnan(auroc):  # JSON has no NaN
+            figures["auroc"] = auroc
         by_loss = self._recipe.select == "loss" or np.isnan(auroc)
         figures["score"] = -figures["loss"] if by_loss else auroc
         return figures
@@ -79,7 +80,7 @@ class FinetuneObjective:
 def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
     """Run the stage, or continue it, and return its finished Run."""
     folder = Path(recipe.examples)
-    inputs = input_hashes(examples_files(folder))
+    inputs = input_hashes([*examples_files(folder), *adapter_files(recipe.adapters)])
     task, examples = read_examples(folder)
     label = stack_label(recipe.adapters)
     facts = {"stage": "finetune", "label": label, "task": task.name, "synthetic": is_synthetic(folder)}
@@ -90,9 +91,9 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
         batch_size = recipe.training.batch_size
         with run.timed("prepare"):
             stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
-            stack.max_tokens = recipe.max_tokens
+            stack.max_tokens, stack.suffix = recipe.max_tokens, recipe.suffix
             stack.to(pick_device())
-            encoded = {name: EncodedExamples(stack, task, split, recipe.max_tokens) for name, split in examples.items()}
+            encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
             if stack.backbone_is_frozen:
                 for name, split in encoded.items():
                     split.compute_features(batch_size, f"{title}: features of {name}")

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from clinstack.errors import InputError
+
 Tokens = NDArray[np.int64]
 
 
@@ -27,9 +29,14 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 
 
 def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, suffix: str = ""
 ) -> tuple[list[Tokens], int]:
     """Encode texts for classification, as the tokenizer does by itself; longer ones keep their beginning.
+
+    Parameters
+    ----------
+    suffix : str
+        Its tokens end every row, also one that was cut.
 
     Returns
     -------
@@ -37,8 +44,17 @@ def encode_examples(
         At most ``max_tokens`` long, at least 1.
     cut : int
         How many tokens were cut off in all.
+
+    Raises
+    ------
+    InputError
+        If the suffix leaves no room for the text.
     """
     encoded = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
     filler = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
-    cut = sum(max(0, len(ids) - max_tokens) for ids in encoded)
-    return [np.array(ids[:max_tokens] or [filler], dtype=np.int64) for ids in encoded], cut
+    end = tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    room = max_tokens - len(end)
+    if room < 1:
+        raise InputError(f"suffix: it has {len(end)} tokens and leaves no room for notes in max_tokens {max_tokens}.")
+    cut = sum(max(0, len(ids) - room) for ids in encoded)
+    return [np.array([*(ids[:room] or [filler]), *end], dtype=np.int64) for ids in encoded], cut
