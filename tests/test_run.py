@@ -22,7 +22,7 @@ from clinstack.files import (
     write_json,
     write_text,
 )
-from clinstack.recipe import FinetuneRecipe, StageRecipe, load_recipe, parse_recipe
+from clinstack.recipe import FinetuneRecipe, StageRecipe, dump_recipe, load_recipe, parse_recipe
 from clinstack.run import environment, open_run
 
 INPUTS = {"examples/train.parquet": "sha256:1", "base": "sha256:2"}
@@ -155,11 +155,21 @@ def test_a_file_in_the_way_is_refused(recipe: FinetuneRecipe) -> None:
 
 def test_what_a_start_killed_at_once_left_is_no_obstacle(recipe: FinetuneRecipe) -> None:
     folder = Path(recipe.run)
-    for name in (".lock", "recipe.yaml", ".run.json.partial"):
+    for name in (".lock", ".run.json.partial"):
         write_text(folder / name, "")
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
     with open_run(recipe, INPUTS) as run:
         assert run.record["starts"] == 1
     assert load_recipe(folder / "recipe.yaml") == recipe
+
+
+def test_a_recipe_of_yours_in_the_folder_is_not_overwritten(recipe: FinetuneRecipe) -> None:
+    path = Path(recipe.run) / "recipe.yaml"
+    write_text(path, f"# my notes on this\nstage: finetune\nrun: {recipe.run}\nexamples: {recipe.examples}\n")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"is not a Run \(it has recipe\.yaml\)"), open_run(recipe, INPUTS):
+        pytest.fail("it was opened")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(("file", "text"), [("run.json", '{"format'), ("recipe.yaml", "a: [")])

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from clinstack import __version__
 from clinstack.errors import ClinstackError, InputError
@@ -20,7 +21,24 @@ from clinstack.recipe import PRESETS, StageRecipe, load_recipe, parse_recipe
 if TYPE_CHECKING:
     from clinstack.run import Run
 
+
+class InterruptError(ClinstackError):
+    """Control-C."""
+
+    exit_code = 130
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Here, because Typer would turn it into the word "Aborted".
+            raise InterruptError("Interrupted. The same command goes on from the last checkpoint.") from None
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Adapter stacks for clinical language models: prepare, pretrain, finetune, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
@@ -317,12 +335,17 @@ def main() -> None:
     """Run the command line; wrong input is one line and exit code 2, a failure one line and exit code 1."""
     try:
         app()
+    except InterruptError as error:
+        _errors.print(str(error))
+        sys.exit(error.exit_code)
     except ClinstackError as error:
         _errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _errors.print("Interrupted. The same command goes on from the last checkpoint.")
-        sys.exit(130)
+    except OSError as error:
+        # Such as a full disk. Its message names a file of the user's and nothing out of one.
+        what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        _errors.print(f"[red]Error:[/] {escape(what)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -113,13 +113,15 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
     folder = Path(recipe.run)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"run: {folder} is a file; name a directory.")
-    _refuse_foreign_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign_folder(folder, recipe)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise ClinstackError(f"{folder}: another process is working on this Run; wait for it or stop it.") from None
+    except OSError as error:
+        raise InputError(f"run: {folder} cannot be written ({error.strerror}); name another directory.") from None
     try:
         if fresh:
             _empty(folder)
@@ -162,10 +164,13 @@ def adapter_files(adapters: Sequence[AdapterRecipe]) -> list[Path]:
     ]
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
+def _refuse_foreign_folder(folder: Path, recipe: StageRecipe) -> None:
     if folder.is_dir() and not (folder / "run.json").exists():
-        strangers = [item.name for item in folder.iterdir() if item.name not in {".lock", "recipe.yaml"}]
+        strangers = sorted(item.name for item in folder.iterdir() if item.name != ".lock")
         strangers = [name for name in strangers if not name.endswith(".partial")]
+        # A start killed at once leaves its resolved recipe; any other is somebody's own and would be overwritten.
+        if strangers == ["recipe.yaml"] and (folder / "recipe.yaml").read_text("utf-8") == dump_recipe(recipe):
+            return
         if strangers:
             raise InputError(f"run: {folder} is not empty and is not a Run (it has {strangers[0]}); name another.")
 

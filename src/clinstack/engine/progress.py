@@ -138,14 +138,20 @@ def progress_bar(description: str | None, total: int, *, done: int = 0, unit: st
 def named_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback ``(description, done, total)`` that keeps one bar for each description."""
     tasks: dict[str, TaskID] = {}
-    with new_progress() as progress:
+    progress = new_progress()
 
-        def update(description: str, done: int, total: int) -> None:
-            if description not in tasks:
-                tasks[description] = progress.add_task(description, total=total, units=0, unit="", note="")
-            progress.update(tasks[description], completed=done, total=total)
+    def update(description: str, done: int, total: int) -> None:
+        # Started by the first bar: input that is refused before it leaves no trace of a display.
+        progress.start()
+        if description not in tasks:
+            tasks[description] = progress.add_task(description, total=total, units=0, unit="", note="")
+        progress.update(tasks[description], completed=done, total=total)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            progress.stop()
 
 
 class WorkerBars:
