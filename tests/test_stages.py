@@ -387,6 +387,22 @@ def test_a_cut_is_counted(tiny_base: Path, tiny_notes: Path, tmp_path: Path) -> 
     assert tokens["test"]["read"] <= 20 * 12
 
 
+def test_a_suffix_is_read_again_where_the_stack_is_used(
+    runs: Path, tiny_base: Path, tiny_notes: Path, tmp_path: Path
+) -> None:
+    examples = tiny_notes / "examples" / "mortality"
+    recipe = finetune_recipe(tmp_path / "run", tiny_base, examples, [], suffix=" ward")
+    run = finetune(recipe)
+    expected = read_json(run.folder / "metrics.json")["test"]
+    again = evaluate(evaluate_recipe(tmp_path / "again", run.folder, examples=str(examples)))
+    assert read_json(again.folder / "metrics.json")["test"] == expected
+    first, second = (
+        pq.read_table(folder / "predictions.parquet")["score"].to_pylist()
+        for folder in (run.folder, finetuned(runs, label="head"))
+    )
+    assert first != second
+
+
 # ---------------------------------------------------------------------- evaluate
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from clinstack.errors import InputError
 from clinstack.tokens.batches import pad, shuffled_batches, sorted_batches
 from clinstack.tokens.encode import Tokens, encode_documents, encode_examples
 from clinstack.tokens.pack import IGNORED, Segment, collate_packed, pack_segments, split_documents
@@ -146,6 +147,18 @@ def test_examples_keep_their_beginning_and_say_what_was_cut(tokenizer: PreTraine
     assert cut > 0
     for short, long in zip(tokens, whole, strict=True):
         assert short.tolist() == long[:8].tolist()
+
+
+def test_a_suffix_ends_every_row_also_a_cut_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["the patient was admitted with chest pain", "x" * 50, ""]
+    plain, _ = encode_examples(tokenizer, texts, 1000)
+    suffix = tokenizer("DIAGNOSIS:", add_special_tokens=False)["input_ids"]
+    room = 16 - len(suffix)
+    tokens, cut = encode_examples(tokenizer, texts, 16, "DIAGNOSIS:")
+    assert [row.tolist() for row in tokens] == [[*row[:room].tolist(), *suffix] for row in plain]
+    assert cut == sum(max(0, len(row) - room) for row in plain)
+    with pytest.raises(InputError, match="leaves no room for notes in max_tokens 8"):
+        encode_examples(tokenizer, texts, 8, "DIAGNOSIS:")
 
 
 def test_an_empty_text_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:

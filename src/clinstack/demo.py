@@ -22,7 +22,7 @@ from queue import Empty
 from typing import Any
 
 from clinstack.engine.progress import BarUpdate, WorkerBars, console, named_bars, new_progress, send_bars_to
-from clinstack.errors import ClinstackError
+from clinstack.errors import ClinstackError, InputError
 from clinstack.files import read_json
 from clinstack.notes.read import examples_files, input_hashes, notes_files
 from clinstack.recipe import PRESETS, FinetuneRecipe, PretrainRecipe, StageRecipe, parse_recipe, read_yaml, stack_label
@@ -119,11 +119,14 @@ def _prepare_data(root: Path, patients: int, seed: int) -> None:
     from clinstack.notes.mimic3 import prepare_mimic3
 
     cohort, data = root / "cohort", root / "data"
-    same = (cohort / "cohort.json").is_file() and (
-        read_json(cohort / "cohort.json")["patients"],
-        read_json(cohort / "cohort.json")["seed"],
-    ) == (patients, seed)
-    if same and (data / "prepare.json").is_file():
+    if (cohort / "cohort.json").is_file():
+        before = read_json(cohort / "cohort.json")
+        if (before["patients"], before["seed"]) != (patients, seed):
+            raise InputError(
+                f"{root} holds the demo of {before['patients']} patients, seed {before['seed']}; "
+                "name another folder with --out, or delete it."
+            )
+    if (cohort / "cohort.json").is_file() and (data / "prepare.json").is_file():
         console.print(f"Cohort and Notes are done already: {cohort}, {data}")
         return
     with named_bars() as bar:
