@@ -325,7 +325,7 @@ def test_small_batches_accumulated_are_one_large_batch(
         recipe = AdapterRecipe(name="clinical", rank=4, alpha=8, target_modules="all-linear")
         stack = perturbed(Stack.build(str(tiny_base), [recipe]))
         objective = Notes(stack, batch_size)
-        settings = settings_of(epochs=1, accumulate=accumulate, max_steps=4, learning_rate=1e-3)
+        settings = settings_of(epochs=1, accumulate=accumulate, max_steps=4, learning_rate=1e-3, gradient_clip=1e6)
         with a_run(tmp_path / f"run{batch_size}") as run:
             train(stack, run, settings, objective, "notes")
         results.append((weights(stack), [entry["loss"] for entry in log_of(tmp_path / f"run{batch_size}")[:4]]))
@@ -334,6 +334,30 @@ def test_small_batches_accumulated_are_one_large_batch(
         for name, tensor in results[0][0].items():
             # A hundredth of one step: AdamW enlarges what rounding does to gradients that are almost 0.
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_a_step_is_that_of_the_mean_loss(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scale too: clipping depends on it."""
+    rows = [row for batch in toy.epoch_batches(0)[:2] for row in batch]
+    torch.nn.functional.cross_entropy(toy.logits(rows), toy.targets[rows]).backward()  # type: ignore[no-untyped-call]
+    head = toy.stack.head.weight
+    assert head.grad is not None
+    expected = head.grad.clone()
+    head.grad = None
+    seen: list[Tensor] = []
+
+    def recording(self: torch.optim.AdamW, closure: None = None) -> None:
+        assert head.grad is not None
+        seen.append(head.grad.clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording)
+    recipe = settings_of(accumulate=2, gradient_clip=1e6)
+    with pytest.raises(KeyboardInterrupt), a_run(tmp_path / "run") as run:
+        train(toy.stack, run, recipe, toy, "toy")
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_steps_end_in_the_middle_of_an_epoch_when_the_recipe_says_so(toy: Toy, tmp_path: Path) -> None:
