@@ -70,16 +70,10 @@ def demo_cells(root: Path, tasks: Sequence[str]) -> list[Cell]:
             recipe = parse_recipe({**values, "run": "-"}, "demo/finetune")
             assert isinstance(recipe, FinetuneRecipe)
             label = stack_label(recipe.adapters)
-            if not any(adapter.is_trainable for adapter in recipe.adapters):
-                # Only the head trains, on features computed once: passes over them cost next to nothing.
-                values["training"] = {**values["training"], "epochs": HEAD_EPOCHS}
             values["run"] = str(root / "finetune" / task / label)
             needs = any(adapter.path is not None for adapter in recipe.adapters)
             cells.append(Cell(f"{task} {label}", parse_recipe(values, "demo/finetune"), needs))
     return cells
-
-
-HEAD_EPOCHS = 20
 
 
 def run_demo(root: Path, patients: int, seed: int, *, all_tasks: bool = False, workers: int | None = None) -> Any:

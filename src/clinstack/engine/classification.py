@@ -24,7 +24,9 @@ class EncodedExamples:
     """One split as tokens and targets; where the backbone is frozen, also as pooled features, computed once."""
 
     def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
-        self.tokens, self.cut = encode_examples(stack.tokenizer, examples.texts, stack.max_tokens, stack.suffix)
+        self.tokens, self.cut = encode_examples(
+            stack.tokenizer, examples.texts, stack.max_tokens, stack.suffix, stack.keep
+        )
         self.targets = encode_labels(task, examples.labels)
         self.lengths = [len(tokens) for tokens in self.tokens]
         self.features: Tensor | None = None

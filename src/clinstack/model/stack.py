@@ -87,6 +87,8 @@ class Stack:
         Length that the stage trained with: the context of a language model, the longest note of a classifier.
     suffix : str
         What a classifier reads after every note.
+    keep : str
+        Which part of a longer note a classifier reads: its "beginning" or its "end".
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Stack:
         self.dtype = dtype
         self.max_tokens = max_tokens
         self.suffix = ""
+        self.keep = "beginning"
         self._peft_model = peft_model
         self.settle()
 
@@ -417,6 +420,7 @@ class Stack:
                     "task": self.task.to_dict() if self.task else None,
                     "max_tokens": self.max_tokens,
                     "suffix": self.suffix,
+                    "keep": self.keep,
                     "probe": probe_output(self).tolist(),
                 },
             )
@@ -485,7 +489,7 @@ class Stack:
         head_in = record["head"]["folder"] if record["head"] else None
         chosen = dtype or record["base"]["dtype"]
         stack = cls._assemble(found, adapters, sources, task, seed=0, dtype=chosen, head=head, head_in=head_in)
-        stack.max_tokens, stack.suffix = record["max_tokens"], record["suffix"]
+        stack.max_tokens, stack.suffix, stack.keep = record["max_tokens"], record["suffix"], record["keep"]
         if chosen == record["base"]["dtype"]:
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

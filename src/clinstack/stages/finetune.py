@@ -91,7 +91,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
         batch_size = recipe.training.batch_size
         with run.timed("prepare"):
             stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
-            stack.max_tokens, stack.suffix = recipe.max_tokens, recipe.suffix
+            stack.max_tokens, stack.suffix, stack.keep = recipe.max_tokens, recipe.suffix, recipe.keep
             stack.to(pick_device())
             encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
             if stack.backbone_is_frozen:

@@ -29,14 +29,16 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 
 
 def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, suffix: str = ""
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, suffix: str = "", keep: str = "beginning"
 ) -> tuple[list[Tokens], int]:
-    """Encode texts for classification, as the tokenizer does by itself; longer ones keep their beginning.
+    """Encode texts for classification, as the tokenizer does by itself; longer ones are cut.
 
     Parameters
     ----------
     suffix : str
         Its tokens end every row, also one that was cut.
+    keep : {"beginning", "end"}
+        Which part of a longer text stays. The end stays behind the tokenizer's begin token.
 
     Returns
     -------
@@ -57,4 +59,15 @@ def encode_examples(
     if room < 1:
         raise InputError(f"suffix: it has {len(end)} tokens and leaves no room for notes in max_tokens {max_tokens}.")
     cut = sum(max(0, len(ids) - room) for ids in encoded)
-    return [np.array([*(ids[:room] or [filler]), *end], dtype=np.int64) for ids in encoded], cut
+    return [
+        np.array([*(_part(ids, room, keep, tokenizer.bos_token_id) or [filler]), *end], dtype=np.int64)
+        for ids in encoded
+    ], cut
+
+
+def _part(ids: list[int], room: int, keep: str, begin: int | None) -> list[int]:
+    if keep == "beginning" or len(ids) <= room:
+        return ids[:room]
+    # A begin token stays in front, where models expect it.
+    first = [token for token in ids[:1] if token == begin][:room]
+    return [*first, *ids[len(ids) - room + len(first) :]]

@@ -40,7 +40,7 @@ _LEFT_OUT = {
     "allergies": 0.2,
     "exam": 0.12,
     "family": 0.55,
-    "social": 0.3,
+    "social": 0.05,
 }
 
 
@@ -119,9 +119,13 @@ def _admission_sections(chance: Chance, patient: Patient, admission: Admission, 
         exam = f"{wording.vital_signs(chance, admission, 2)}.\n{exam}"
     if late:
         exam += f"\n{late[0]}"
+    burdens = [chance.pick(condition.phrases.split("|")) for condition in patient.conditions if chance.yes(0.8)]
     social = wording.function_at_home(chance, patient)
     if chance.yes(0.5):
         social += f", {chance.pick(wording.HABITS)}"
+    if burdens:
+        social += f", {chance.pick(wording.LIMITED)} {', '.join(chance.some(burdens, 3))}"
+    social += f". {chance.pick(wording.PRESENTS_AS)} {wording.state_on_arrival(chance, admission)}"
     return {
         "complaint": chance.pick(problem.complaints.split("|")),
         "illness": ". ".join(sentences) + ".",

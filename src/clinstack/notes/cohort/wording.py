@@ -41,6 +41,8 @@ FUNCTION: tuple[tuple[str, ...], ...] = (
     ("walks with a cane, lives alone", "uses a walker", "has home health aide"),
     ("nursing home resident", "wheelchair, lives in rehab", "bedbound at baseline"),
 )
+LIMITED = ("limited by", "lives with", "managing", "gets home care for", "on disability for")
+PRESENTS_AS = ("now", "per family", "at baseline well, today", "seen today")
 HABITS = ("no tobacco", "quit smoking years ago", "rare etoh", "denies drugs", "former smoker", "occasional wine")
 FAMILY = (
     "father died of mi",
