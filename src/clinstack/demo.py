@@ -30,6 +30,8 @@ from clinstack.run import adapter_files, is_finished
 from clinstack.tasks import OUTCOMES
 
 CLINICAL = "clinical"
+MINIMUM_COUNT = 40
+"""Rarer codes are no classes of the demo: its few steps teach nothing about them, and they only add noise."""
 DEFAULT_TASKS = ("mortality", "diagnoses")
 _MOST_WORKERS = 4
 """Each holds a copy of PyTorch: about half a gigabyte."""
@@ -125,7 +127,7 @@ def _prepare_data(root: Path, patients: int, seed: int) -> None:
         return
     with named_bars() as bar:
         write_cohort(cohort, patients, seed, bar)
-        prepare_mimic3(cohort, data, seed=seed, progress=bar)
+        prepare_mimic3(cohort, data, seed=seed, minimum_count=MINIMUM_COUNT, progress=bar)
 
 
 def _is_finished(cell: Cell) -> bool:

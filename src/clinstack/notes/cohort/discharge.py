@@ -124,8 +124,9 @@ def _admission_sections(chance: Chance, patient: Patient, admission: Admission, 
     if chance.yes(0.5):
         social += f", {chance.pick(wording.HABITS)}"
     if burdens:
-        social += f", {chance.pick(wording.LIMITED)} {', '.join(chance.some(burdens, 3))}"
-    social += f". {chance.pick(wording.PRESENTS_AS)} {wording.state_on_arrival(chance, admission)}"
+        social += f", {chance.pick(wording.LIMITED)} {', '.join(chance.some(burdens, 2))}"
+    social += f". here for {chance.pick(problem.complaints.split('|'))}"
+    social += f", {chance.pick(wording.PRESENTS_AS)} {wording.state_on_arrival(chance, admission)}"
     return {
         "complaint": chance.pick(problem.complaints.split("|")),
         "illness": ". ".join(sentences) + ".",

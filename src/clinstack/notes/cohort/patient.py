@@ -19,6 +19,8 @@ PROBLEMS = MEDICAL_PROBLEMS + SURGICAL_PROBLEMS
 FIRST_SUBJECT = 9_000_000
 FIRST_ADMISSION = 9_500_000
 ADMISSIONS_PER_PATIENT = 3
+STEEPNESS = 2.5
+"""How much steeper than its table says each complication climbs with the severity."""
 _WOMEN_ONLY = ("6180", "6202", "6271")
 _INCIDENTAL = (
     "9904 8872 3893 9607 9390 8744 8703 3891 3995 3324 4513 8914 9907 3491 5491 9905 8856 8891 8622 3404 4523 3722 "
@@ -154,7 +156,7 @@ def _draw_admission(chance: Chance, patient: Patient, number: int, admitted: dat
     complications = [
         item
         for item in COMPLICATIONS
-        if chance.yes(logistic(item.base + item.severity * severity + _shift(item, context)))
+        if chance.yes(logistic(item.base + STEEPNESS * item.severity * severity + _shift(item, context)))
     ]
     icu = chance.yes(logistic(problem.icu + 0.9 + 0.9 * severity))
     respiratory = 0.5 if "chronic airway obstruction" in names else 0.0
