@@ -1,4 +1,4 @@
-"""A real pretrained model reads real transcribed notes (mtsamples.com); both are in ../shared and not in the project."""
+"""A real pretrained model reads real transcribed notes (mtsamples.com); neither is in the project."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clinstack.stages.pretrain import pretrain
 
 
 def test_lora_pretraining_on_real_notes_lowers_held_out_perplexity_several_fold(shared: Path, tmp_path: Path) -> None:
-    lines = gzip.open(shared / "data/mtsamples/mtsamples_unique.jsonl.gz", "rt", encoding="utf-8")
-    notes = [note for note in map(json.loads, lines) if note["transcription"]][:200]
+    with gzip.open(shared / "data/mtsamples/mtsamples_unique.jsonl.gz", "rt", encoding="utf-8") as lines:
+        notes = [note for note in map(json.loads, lines) if note["transcription"]][:200]
     table = {
         "note_id": [str(note["sample_id"]) for note in notes],
         "patient_id": [str(note["sample_id"]) for note in notes],
