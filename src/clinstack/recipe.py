@@ -96,6 +96,8 @@ class EvaluationRecipe(Section):
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples over patients."""
     seed: int = Field(default=0, ge=0)
+    max_notes: int | None = Field(default=None, ge=1)
+    """Perplexity is measured on at most so many notes of the held-out patients, drawn by ``seed``; all without it."""
 
 
 class StageRecipe(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,19 @@ def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, Note
         if not split.texts:
             raise InputError(f"notes: {folder} has no notes of {name} patients; prepare more patients.")
     return result
+
+
+def sample_notes(notes: NotesSplit, most: int | None, seed: int) -> NotesSplit:
+    """Return at most ``most`` notes, drawn by ``seed``, in their order."""
+    if most is None or most >= len(notes.texts):
+        return notes
+    chosen = sorted(random.Random(seed).sample(range(len(notes.texts)), most))
+    return NotesSplit(
+        [notes.note_ids[index] for index in chosen],
+        [notes.patient_ids[index] for index in chosen],
+        [notes.note_types[index] for index in chosen],
+        [notes.texts[index] for index in chosen],
+    )
 
 
 def examples_files(folder: Path) -> list[Path]:

@@ -17,7 +17,15 @@ from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, sha256_file, write_json
 from clinstack.model.lineage import stack_folder
 from clinstack.model.stack import Stack
-from clinstack.notes.read import examples_files, input_hashes, is_synthetic, notes_files, read_examples, read_notes
+from clinstack.notes.read import (
+    examples_files,
+    input_hashes,
+    is_synthetic,
+    notes_files,
+    read_examples,
+    read_notes,
+    sample_notes,
+)
 from clinstack.recipe import EvaluateRecipe
 from clinstack.run import Run, open_run
 
@@ -47,6 +55,7 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     if stack.task is not None:
         raise InputError(f"notes: {recipe.stack} is a classifier for {stack.task.name}; give it examples.")
     notes = read_notes(Path(str(recipe.notes)), None)[recipe.split]
+    notes = sample_notes(notes, recipe.evaluation.max_notes, recipe.evaluation.seed)
     losses = losses_table(stack, notes, recipe.split, stack.max_tokens, recipe.batch_size)
     with replacing_file(run.folder / "losses.parquet") as temporary:
         pq.write_table(losses, temporary)

@@ -20,7 +20,7 @@ from clinstack.engine.trainer import train
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
-from clinstack.notes.read import NotesSplit, input_hashes, is_synthetic, notes_files, read_notes
+from clinstack.notes.read import NotesSplit, input_hashes, is_synthetic, notes_files, read_notes, sample_notes
 from clinstack.recipe import PretrainRecipe
 from clinstack.run import Run, adapter_files, open_run
 from clinstack.tokens.pack import Segment
@@ -71,6 +71,8 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False) -> Run:
             return run
         with run.timed("prepare"):
             notes = read_notes(folder, recipe.note_types)
+            for split in ("validation", "test"):
+                notes[split] = sample_notes(notes[split], recipe.evaluation.max_notes, recipe.evaluation.seed)
             stack = Stack.build(recipe.base, recipe.adapters, seed=recipe.training.seed, dtype=recipe.dtype)
             stack.max_tokens = recipe.context
             stack.to(pick_device())
