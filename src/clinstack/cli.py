@@ -182,7 +182,7 @@ def report(
 @app.command()
 def demo(
     root: Annotated[Path, typer.Option("--out", help="Folder of everything the demo writes.")] = Path("runs/demo"),
-    patients: Annotated[int, typer.Option(min=100, help="Invented patients.")] = 1400,
+    patients: Annotated[int, typer.Option(min=100, help="Invented patients.")] = 1300,
     seed: Annotated[int, typer.Option(min=0, help="Of the cohort.")] = 7,
     all_tasks: Annotated[bool, typer.Option("--all-tasks", help="All five outcomes, not two.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core, at most four.")] = None,
