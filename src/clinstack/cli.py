@@ -16,9 +16,10 @@ from typer.core import TyperGroup
 
 from clinstack import __version__
 from clinstack.errors import ClinstackError, InputError
-from clinstack.recipe import PRESETS, StageRecipe, load_recipe, parse_recipe
+from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
+    from clinstack.report.build import ReportPaths
     from clinstack.run import Run
 
 
@@ -70,8 +71,6 @@ def read_recipe(arguments: list[str] | None, stage: str | None) -> StageRecipe:
         return load_recipe(Path(files[0]), overrides, stage)
     if not overrides:
         raise InputError("Name a recipe, or give its keys as key=value. `clinstack presets ls` lists those that ship.")
-    from clinstack.recipe import apply_overrides
-
     return parse_recipe(apply_overrides({}, overrides), "command line", stage)
 
 
@@ -168,15 +167,20 @@ def report(
     if not root.is_dir():
         raise InputError(f"{root} is not a folder.")
     from clinstack.report.build import build_report
+
+    show_report(build_report(root, out), as_json)
+
+
+def show_report(paths: ReportPaths, as_json: bool) -> None:
+    """Print a report's tables and say where it is."""
     from clinstack.report.console import console_tables
 
-    paths = build_report(root, out)
     if as_json:
         print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
         return
     for table in console_tables(paths.summary):
         console.print(table)
-    console.print(f"Report: {escape(str(paths.html))}")
+    console.print(f"Report: [bold]{escape(str(paths.html))}[/]")
 
 
 @app.command()
@@ -190,15 +194,8 @@ def demo(
 ) -> None:
     """Run the whole two-step pipeline on an invented hospital, ending in a report."""
     from clinstack.demo import run_demo
-    from clinstack.report.console import console_tables
 
-    paths = run_demo(root, patients, seed, all_tasks=all_tasks, workers=workers)
-    if as_json:
-        print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
-        return
-    for table in console_tables(paths.summary):
-        console.print(table)
-    console.print(f"Report: [bold]{escape(str(paths.html))}[/]")
+    show_report(run_demo(root, patients, seed, all_tasks=all_tasks, workers=workers), as_json)
 
 
 @app.command()

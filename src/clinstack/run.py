@@ -230,8 +230,7 @@ def _create(folder: Path, recipe: StageRecipe, inputs: dict[str, str], facts: di
         "created": _now(),
         "starts": 1,
         "seconds": {},
-        "versions": environment()["versions"],
-        "hardware": environment()["hardware"],
+        **environment(),
         "seeds": recipe.seeds,
         "inputs": inputs,
     }

@@ -36,17 +36,18 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
         yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
         yield f"[bold]Head[/] {tensors_hash({'head': stack.head.weight})}  {stack.head.weight.dtype}"
     yield f"[bold]Parameters[/] {summary['parameters']:,}, of them trainable {summary['trainable_parameters']:,}"
-    yield _adapters_table(stack)
+    changes = effects(stack)
+    yield _adapters_table(stack, changes)
     if with_layers:
         yield _layers_table(stack)
-    yield from _verdicts(stack)
+    yield from _verdicts(stack, changes)
 
 
-def _adapters_table(stack: Stack) -> Table:
+def _adapters_table(stack: Stack, changes: dict[str, float]) -> Table:
     table = Table(
         "adapter", "method", "spec", "parameters", "effect", "weights", "parent", title="Adapters, base first"
     )
-    for name, effect in effects(stack).items():
+    for name, effect in changes.items():
         adapter = next(item for item in stack.adapters if item.name == name)
         tensors = stack.adapter_tensors(name)
         table.add_row(
@@ -70,7 +71,7 @@ def _layers_table(stack: Stack) -> Table:
     return table
 
 
-def _verdicts(stack: Stack) -> Iterator[str]:
+def _verdicts(stack: Stack, changes: dict[str, float]) -> Iterator[str]:
     """Say what loading has asserted. An invariant that does not hold has ended the command before this."""
     yield "[green]ok[/] every layer's active adapters are those of the spec, and each is in the forward pass"
     yield "[green]ok[/] exactly the spec's tensors are trainable"
@@ -78,6 +79,6 @@ def _verdicts(stack: Stack) -> Iterator[str]:
     if stack.task is None:
         yield "[green]ok[/] packed documents do not see each other"
     yield "[green]ok[/] adapters and head are float32"
-    idle = [name for name, effect in effects(stack).items() if effect == 0]
+    idle = [name for name, effect in changes.items() if effect == 0]
     if idle:
         yield f"[yellow]note[/] {', '.join(idle)}: no effect on the output; it was never trained"
