@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from clinstack import __version__
+from clinstack.cli_prepare import prepare_app
 from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
 
@@ -46,7 +47,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
 presets_app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(presets_app, name="presets")
@@ -256,70 +256,6 @@ def _preset(name: str) -> Path:
     if not path.is_file():
         raise InputError(f"{name}: no such preset; `clinstack presets ls` lists them.")
     return path
-
-
-@prepare_app.command("cohort")
-def prepare_cohort(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    patients: Annotated[int, typer.Option(help="Invented adult patients.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-) -> None:
-    """Invent a hospital: tables with MIMIC-III's names and columns, all of it synthetic."""
-    from clinstack.notes.cohort import write_cohort
-
-    with _bars() as update:
-        rows = write_cohort(out, patients, seed, update)
-    console.print("[yellow]Synthetic: everyone in these tables is invented.")
-    _print_counts(rows, "rows")
-    console.print(
-        f"Written to {escape(str(out))}. Next: clinstack prepare mimic3 --source {escape(str(out))} --out DATA"
-    )
-
-
-@prepare_app.command("mimic3")
-def prepare_mimic3(
-    source: Annotated[Path, typer.Option(help="Folder of MIMIC-III's CSV files, plain or gzipped.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
-    text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole summaries.")] = (
-        "admission"
-    ),
-    minimum_count: Annotated[int, typer.Option(help="Training admissions that make a code a class.")] = 10,
-) -> None:
-    """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
-    if text not in {"admission", "full"}:
-        raise InputError(f"--text is {text!r}; use admission or full.")
-    from clinstack.notes.attrition import attrition_rows
-    from clinstack.notes.mimic3 import prepare_mimic3 as prepare
-
-    with _bars() as update:
-        result = prepare(source, out, seed, text, None, minimum_count, update)  # type: ignore[arg-type]  # checked
-    if result["synthetic"]:
-        console.print("[yellow]Synthetic: everyone in these tables is invented.")
-    console.print(attrition_table(attrition_rows(out)))
-    console.print(f"Written to {escape(str(out))}.")
-
-
-def attrition_table(rows: list[dict[str, Any]]) -> Table:
-    """Lay out what each step of each task kept and removed."""
-    table = Table("task", "step", "kept", "removed", title="Attrition")
-    before = ""
-    for row in rows:
-        task = "" if row["task"] == before else row["task"]
-        table.add_row(task, row["step"], f"{row['kept']:,}", f"{row['removed']:,}")
-        before = row["task"]
-    return table
-
-
-def _print_counts(counts: dict[str, int], unit: str) -> None:
-    for name, count in counts.items():
-        console.print(f"  {name}: {count:,} {unit}")
-
-
-def _bars() -> Any:
-    from clinstack.engine.progress import named_bars
-
-    return named_bars()
 
 
 @app.command()

@@ -1,0 +1,80 @@
+"""The verbs of `clinstack prepare`: a source becomes Notes. Each function parses and calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clinstack.errors import InputError
+
+prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
+console = Console()
+
+
+@prepare_app.command("cohort")
+def prepare_cohort(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    patients: Annotated[int, typer.Option(help="Invented adult patients.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+) -> None:
+    """Invent a hospital: tables with MIMIC-III's names and columns, all of it synthetic."""
+    from clinstack.notes.cohort import write_cohort
+
+    with _bars() as update:
+        rows = write_cohort(out, patients, seed, update)
+    console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    _print_counts(rows, "rows")
+    console.print(
+        f"Written to {escape(str(out))}. Next: clinstack prepare mimic3 --source {escape(str(out))} --out DATA"
+    )
+
+
+@prepare_app.command("mimic3")
+def prepare_mimic3(
+    source: Annotated[Path, typer.Option(help="Folder of MIMIC-III's CSV files, plain or gzipped.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole summaries.")] = (
+        "admission"
+    ),
+    minimum_count: Annotated[int, typer.Option(help="Training admissions that make a code a class.")] = 10,
+) -> None:
+    """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
+    if text not in {"admission", "full"}:
+        raise InputError(f"--text is {text!r}; use admission or full.")
+    from clinstack.notes.attrition import attrition_rows
+    from clinstack.notes.mimic3 import prepare_mimic3 as prepare
+
+    with _bars() as update:
+        result = prepare(source, out, seed, text, None, minimum_count, update)  # type: ignore[arg-type]  # checked
+    if result["synthetic"]:
+        console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    console.print(attrition_table(attrition_rows(out)))
+    console.print(f"Written to {escape(str(out))}.")
+
+
+def attrition_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out what each step of each task kept and removed."""
+    table = Table("task", "step", "kept", "removed", title="Attrition")
+    before = ""
+    for row in rows:
+        task = "" if row["task"] == before else row["task"]
+        table.add_row(task, row["step"], f"{row['kept']:,}", f"{row['removed']:,}")
+        before = row["task"]
+    return table
+
+
+def _print_counts(counts: dict[str, int], unit: str) -> None:
+    for name, count in counts.items():
+        console.print(f"  {name}: {count:,} {unit}")
+
+
+def _bars() -> Any:
+    from clinstack.engine.progress import named_bars
+
+    return named_bars()
