@@ -1,0 +1,272 @@
+"""The folder that every builder writes, in one step at its end: notes, splits, examples, attrition, data sheet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinstack import __version__
+from clinstack.errors import InputError
+from clinstack.files import read_json, replacing_directory
+from clinstack.notes.attrition import Attrition
+from clinstack.notes.splits import SPLITS, assign_splits
+from clinstack.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Progress = Callable[[str, int, int], None]
+MEMORY_LIMIT = "1GB"
+"""Of DuckDB, which spills to disk beyond it; with Arrow's batches a builder stays below 2 GiB."""
+_ROW_GROUP = 2048
+
+
+class PreparedFolder:
+    """A folder of Notes while it is written.
+
+    Attributes
+    ----------
+    folder : Path
+        Temporary place; it becomes the folder asked for when all is written.
+    scratch : Path
+        For files that are gone at the end.
+    connection : duckdb.DuckDBPyConnection
+        An on-disk database in ``scratch`` that keeps to `MEMORY_LIMIT`.
+    progress : callable or None
+        Called with a description, the units done and the units in all.
+    """
+
+    def __init__(self, folder: Path, connection: Any, progress: Progress | None) -> None:
+        self.folder = folder
+        self.scratch = folder / ".scratch"
+        self.connection = connection
+        self.progress = progress
+
+    def report(self, description: str, done: int, total: int) -> None:
+        """Show progress."""
+        if self.progress:
+            self.progress(description, done, total)
+
+    def split_patients(self, patient_ids: Iterable[str], seed: int) -> dict[str, int]:
+        """Write ``splits.parquet`` by `assign_splits`; make the table ``splits``; return the patients of each split."""
+        return self.use_splits(assign_splits(patient_ids, seed))
+
+    def use_splits(self, split: dict[str, str]) -> dict[str, int]:
+        """Write ``splits.parquet`` and the table ``splits`` (patient_id, split) from a given split of the patients."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({"patient_id": list(split), "split": list(split.values())})
+        pq.write_table(table, self.folder / "splits.parquet")
+        self.connection.register("new_splits", table)
+        self.connection.execute("CREATE OR REPLACE TABLE splits AS SELECT * FROM new_splits")
+        self.connection.unregister("new_splits")
+        return {name: sum(value == name for value in split.values()) for name in SPLITS}
+
+    def write_notes(self, query: str) -> None:
+        """Write ``notes/notes.parquet`` from a query with the columns of the contract, in the query's order."""
+        self.copy(query, self.folder / "notes" / "notes.parquet")
+
+    def write_admissions(self, query: str) -> None:
+        """Write ``admissions.parquet``: who was admitted, for the data sheet and for prediction times."""
+        self.copy(query, self.folder / "admissions.parquet")
+
+    def copy(self, query: str, path: Path) -> None:
+        """Write a query's rows to a Parquet file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.connection.execute(
+            f"COPY ({query}) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP})"
+        )
+
+    def write_examples(self, task: Task, query: str, attrition: Attrition, facts: dict[str, Any]) -> dict[str, int]:
+        """Write the examples of a task.
+
+        Parameters
+        ----------
+        task : Task
+            Saved as ``task.yaml``.
+        query : str
+            Yields ``example_id, patient_id, encounter_id, text, label, split`` in the order to write; each text gets
+            its map of sections beside it.
+        attrition : Attrition
+            Saved with the counts of each split in ``attrition.json``.
+        facts : dict
+            Further keys of ``attrition.json``.
+
+        Returns
+        -------
+        dict of str to int
+            Rows of each split.
+        """
+        with ExamplesWriter(self.folder / "examples" / task.name, task) as writer:
+            cursor = self.connection.cursor().execute(query)
+            reader = cursor.to_arrow_reader(_ROW_GROUP)
+            for batch in reader:
+                writer.write(batch)
+        return self.finish_task(task, attrition, facts)
+
+    def finish_task(self, task: Task, attrition: Attrition, facts: dict[str, Any]) -> dict[str, int]:
+        """Count what was written for a task and save its attrition."""
+        target = self.folder / "examples" / task.name
+        summary = {split: self._summary(target / f"{split}.parquet", task) for split in SPLITS}
+        _write_json(
+            target / "attrition.json", {"task": task.name, "steps": attrition.steps, "splits": summary, **facts}
+        )
+        return {split: content["rows"] for split, content in summary.items()}
+
+    def _summary(self, path: Path, task: Task) -> dict[str, Any]:
+        """Count the rows, patients and labels of one file of examples."""
+        file = f"'{quoted(path)}'"
+        execute = self.connection.execute
+        rows, patients = execute(f"SELECT count(*), count(DISTINCT patient_id) FROM {file}").fetchone()
+        value = "unnest(label)" if task.kind == "multilabel" else "label"
+        found = dict(
+            execute(f"SELECT value, count(*) FROM (SELECT {value} AS value FROM {file}) GROUP BY value").fetchall()
+        )
+        keys = task.classes if task.kind == "multilabel" else range(len(task.classes))
+        counts = {name: found.get(key, 0) for name, key in zip(task.classes, keys, strict=True)}
+        return {"rows": rows, "patients": patients, "labels": counts}
+
+    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write ``prepare.json`` and the data sheet; return the former's content.
+
+        ``facts`` names at least ``source`` and ``synthetic``.
+        """
+        from clinstack.notes.datasheet import write_datasheet
+
+        content = {**facts, "clinstack": __version__}
+        _write_json(self.folder / "prepare.json", content)
+        self.report("Writing the data sheet", 0, 1)
+        write_datasheet(self.folder)
+        self.report("Writing the data sheet", 1, 1)
+        return content
+
+
+class ExamplesWriter:
+    """Writes the examples of a task, each to the file of its split; columns as in the contract, and ``sections``.
+
+    Used as a context manager; nothing is kept in memory but the batch that is written.
+    """
+
+    def __init__(self, target: Path, task: Task) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from clinstack.notes.sections import sections_type
+
+        label = pa.list_(pa.string()) if task.kind == "multilabel" else pa.int64()
+        target.mkdir(parents=True)
+        task.save(target)
+        self.schema = pa.schema(
+            [
+                ("example_id", pa.string()),
+                ("patient_id", pa.string()),
+                ("encounter_id", pa.string()),
+                ("text", pa.string()),
+                ("label", label),
+                ("sections", sections_type()),
+            ]
+        )
+        self._writers = {
+            split: pq.ParquetWriter(target / f"{split}.parquet", self.schema, compression="zstd") for split in SPLITS
+        }
+
+    def __enter__(self) -> ExamplesWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def write(self, batch: pa.RecordBatch | pa.Table) -> None:
+        """Write rows with the columns of the contract and ``split``; ``sections`` is found in the text if missing."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from clinstack.notes.sections import section_map
+
+        table = pa.table(batch) if isinstance(batch, pa.RecordBatch) else batch
+        if "sections" not in table.column_names:
+            maps = [
+                [{"name": span.name, "start": span.start, "end": span.end} for span in section_map(text)]
+                for text in table["text"].to_pylist()
+            ]
+            table = table.append_column("sections", pa.array(maps, self.schema.field("sections").type))
+        for split, writer in self._writers.items():
+            rows = table.filter(pc.equal(table["split"], split))
+            if rows.num_rows:
+                writer.write_table(rows.select(self.schema.names).cast(self.schema))
+
+
+@contextmanager
+def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[PreparedFolder]:
+    """Yield a `PreparedFolder` that takes the place of ``out`` when the block ends well.
+
+    Raises
+    ------
+    InputError
+        If ``out`` is a file, or a folder that `clinstack prepare` did not write; or if the disk is full.
+    """
+    import duckdb
+
+    refuse_other_folder(out)
+    with full_disk_is_named(out), replacing_directory(out) as folder:
+        scratch = folder / ".scratch"
+        scratch.mkdir()
+        with duckdb.connect(str(scratch / "tables.duckdb")) as connection:
+            connection.execute(f"SET temp_directory = '{quoted(scratch / 'spill')}'")
+            connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            # The order of rows is said where it matters; keeping it everywhere costs memory.
+            connection.execute("SET preserve_insertion_order = false")
+            yield PreparedFolder(folder, connection, progress)
+        shutil.rmtree(scratch)
+
+
+@contextmanager
+def full_disk_is_named(out: Path) -> Iterator[None]:
+    """Turn a full disk, whichever library met it, into one line that names the folder."""
+    import duckdb
+
+    try:
+        yield
+    except (OSError, duckdb.Error) as error:
+        words = str(error)
+        if getattr(error, "errno", None) == 28 or "No space left" in words or "max_temp_directory_size" in words:
+            raise InputError(
+                f"{out}: the disk is full. Nothing was written; free some space or name a folder on another disk."
+            ) from None
+        raise
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Raise InputError unless ``out`` is absent, empty, or an earlier output of `clinstack prepare`."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the notes.")
+    if any(out.iterdir()) and not (out / "prepare.json").is_file():
+        raise InputError(f"{out} is not empty and was not written by `clinstack prepare`; name another folder.")
+
+
+def is_synthetic_source(source: Path) -> bool:
+    """Whether a folder of source tables says that it was invented by `clinstack prepare cohort`."""
+    marker = source / "cohort.json"
+    if not marker.is_file():
+        return False
+    try:
+        return bool(read_json(marker).get("synthetic"))
+    except (ValueError, AttributeError):
+        raise InputError(f"{marker} is damaged; write the cohort again.") from None
+
+
+def quoted(path: Path | str) -> str:
+    """Return a path as it stands between single quotes in SQL."""
+    return str(path).replace("'", "''")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
