@@ -19,14 +19,23 @@ console = Console()
 @prepare_app.command("cohort")
 def prepare_cohort(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    patients: Annotated[int, typer.Option(help="Invented adult patients.")] = 1000,
+    patients: Annotated[
+        int | None, typer.Option(help="Invented adult patients; 1000, or what suits --notes.", show_default=False)
+    ] = None,
+    notes: Annotated[
+        int | None, typer.Option(help="Long notes of all kinds; MIMIC-III has 2,000,000.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes; the files do not depend on it.")] = 1,
+    gzip: Annotated[bool, typer.Option("--gzip", help="Write .csv.gz.")] = False,
 ) -> None:
     """Invent a hospital: tables with MIMIC-III's names and columns, all of it synthetic."""
     from clinstack.notes.cohort import write_cohort
 
+    if patients is None and notes is None:
+        patients = 1000
     with _bars() as update:
-        rows = write_cohort(out, patients, seed, update)
+        rows = write_cohort(out, patients, seed, update, notes=notes, workers=workers, compress=gzip)
     console.print("[yellow]Synthetic: everyone in these tables is invented.")
     _print_counts(rows, "rows")
     console.print(

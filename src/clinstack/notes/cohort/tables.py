@@ -99,11 +99,11 @@ class Rows:
         return rows
 
 
-def add_patient(rows: Rows, seed: int, patient: Patient) -> None:
-    """Add all rows of one patient."""
+def add_patient(rows: Rows, seed: int, patient: Patient, newborn_share: float = NEWBORN_SHARE) -> None:
+    """Add all rows of one patient, and those of a newborn beside ``newborn_share`` of the patients."""
     chance = Chance(seed, patient.index, 1)
     last = patient.admissions[-1]
-    if chance.yes(NEWBORN_SHARE):
+    if chance.yes(newborn_share):
         _add_newborn(rows, chance, patient)
     dead = last.discharged if last.died else None
     rows.add(

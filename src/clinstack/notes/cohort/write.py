@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Callable, Iterable
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from datetime import date, datetime
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from clinstack import __version__
 from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory
 
+if TYPE_CHECKING:
+    from clinstack.notes.cohort.chunk import Lines, Plan
+
 MOST_PATIENTS = 160_000
+MOST_WORKERS = 64
+_PATIENTS_AT_ONCE = 50
 _SIGN = """# A synthetic cohort: everyone in it is invented
 
 These tables have the names and columns of MIMIC-III, and nothing else of it. No row comes from a real person or a real
 hospital: patients, notes, dates, codes and outcomes were drawn by a program (clinstack {version}, {patients} patients,
 seed {seed}). Numbers measured on them say something about software, and nothing about medicine.
 """
+_SIGN_LARGE = """
+The {notes} notes were made long by adding paragraphs from pools of a few hundred invented ones. No two notes are alike,
+but paragraphs return in many of them, and what they say does not fit the patient: use these notes to measure speed and
+memory, not models.
+"""
 
 
 def write_cohort(
-    out: Path, patients: int, seed: int, progress: Callable[[str, int, int], None] | None = None
+    out: Path,
+    patients: int | None,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    notes: int | None = None,
+    workers: int = 1,
+    compress: bool = False,
 ) -> dict[str, int]:
     """Write an invented cohort as csv files with MIMIC-III's names, columns and types.
 
     Patient ``k`` of a seed is the same whatever the number of patients; the files are the same, byte for byte,
-    whenever ``patients`` and ``seed`` are.
+    whenever ``patients``, ``seed`` and ``notes`` are, whatever the number of workers.
 
     Parameters
     ----------
     out : Path
         Folder to write; an earlier cohort there is replaced, anything else is refused.
-    patients : int
-        Number of adult patients. Two per cent get a newborn beside them, whom the outcome tasks leave out.
+    patients : int or None
+        Number of adult patients; None draws as many as MIMIC-III has for ``notes``. Two per cent get a newborn beside
+        them (six with ``notes``), whom the outcome tasks leave out.
     seed : int
         Not negative.
     progress : callable, optional
         Called with a description, the patients done and the patients in all.
+    notes : int, optional
+        Notes in all, long ones of all of MIMIC-III's categories; None writes a few short ones for each admission.
+    workers : int
+        Processes that draw patients.
+    compress : bool
+        Write ``.csv.gz``.
 
     Returns
     -------
@@ -49,46 +78,64 @@ def write_cohort(
     Raises
     ------
     InputError
-        If ``patients`` or ``seed`` is out of range, or ``out`` holds something that is not a cohort.
+        If a number is out of range, the disk is too small, or ``out`` holds something that is not a cohort.
     """
-    from clinstack.notes.cohort.codes import PROCEDURE_TITLES, diagnosis_titles
-    from clinstack.notes.cohort.patient import draw_patient
-    from clinstack.notes.cohort.tables import COLUMNS, Rows, add_patient
+    from clinstack.notes.cohort.chunk import Plan
+    from clinstack.notes.cohort.tables import COLUMNS
 
-    if not 1 <= patients <= MOST_PATIENTS:
-        raise InputError(f"patients is {patients}; use 1 to {MOST_PATIENTS}.")
+    patients = _checked_patients(patients, notes)
     if seed < 0:
         raise InputError(f"seed is {seed}; use a whole number that is not negative.")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"workers is {workers}; use 1 to {MOST_WORKERS}.")
     _refuse_other_folder(out)
-    rows = Rows()
+    if notes is not None:
+        _refuse_small_disk(out, notes, compress)
+    plan = Plan(seed, patients, notes)
+    counts = dict.fromkeys(COLUMNS, 0)
     with replacing_directory(out) as folder:
         with ExitStack() as stack:
-            files: dict[str, TextIO] = {}
+            files: dict[str, IO[bytes]] = {}
             for name, columns in COLUMNS.items():
-                files[name] = stack.enter_context((folder / f"{name}.csv").open("w", encoding="utf-8", newline=""))
-                files[name].write(",".join(f'"{column}"' for column in columns) + "\n")
-            for code, title in diagnosis_titles().items():
-                rows.add("D_ICD_DIAGNOSES", code, title[:24], title)
-            for code, title in PROCEDURE_TITLES.items():
-                rows.add("D_ICD_PROCEDURES", code, title[:24], title)
-            for index in range(patients):
-                add_patient(rows, seed, draw_patient(seed, index))
-                if index % 100 == 99 or index == patients - 1:
-                    for name, file in files.items():
-                        _append(file, COLUMNS[name], rows.take(name))
-                    if progress:
-                        progress("Inventing patients", index + 1, patients)
-        facts = {
-            "synthetic": True,
-            "patients": patients,
-            "seed": seed,
-            "rows": rows.counts,
-            "clinstack": __version__,
-        }
+                files[name] = stack.enter_context(_open_table(folder, name, compress))
+                files[name].write((",".join(f'"{column}"' for column in columns) + "\n").encode())
+            _append(files, counts, _title_lines())
+            done = 0
+            for lines in stack.enter_context(_Chunks(plan, workers)):
+                _append(files, counts, lines)
+                done = min(done + _PATIENTS_AT_ONCE, patients)
+                if progress:
+                    progress("Inventing patients", done, patients)
+        facts: dict[str, Any] = {"synthetic": True, "patients": patients, "seed": seed}
+        if notes is not None:
+            facts["notes"] = notes
+        facts |= {"rows": counts, "clinstack": __version__}
         (folder / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sign = _SIGN.format(version=__version__, patients=patients, seed=seed)
+        if notes is not None:
+            sign += _SIGN_LARGE.format(notes=f"{notes:,}")
         (folder / "SYNTHETIC.md").write_text(sign, encoding="utf-8")
-    return rows.counts
+    return counts
+
+
+def _checked_patients(patients: int | None, notes: int | None) -> int:
+    """Return the number of patients, which the number of notes gives when it is not said."""
+    from clinstack.notes.cohort.bulk import FEWEST_NOTES, MOST_NOTES, PATIENTS_PER_NOTE
+
+    if patients is None:
+        if notes is None:
+            raise InputError("neither patients nor notes is given; give one of them.")
+        if notes < FEWEST_NOTES:
+            raise InputError(f"notes is {notes}; use {FEWEST_NOTES} or more.")
+        patients = max(round(notes * PATIENTS_PER_NOTE), 1)
+    if not 1 <= patients <= MOST_PATIENTS:
+        raise InputError(f"patients is {patients}; use 1 to {MOST_PATIENTS}.")
+    if notes is not None and not FEWEST_NOTES * patients <= notes <= MOST_NOTES * patients:
+        raise InputError(
+            f"notes is {notes}; {patients} patients need {FEWEST_NOTES * patients} to {MOST_NOTES * patients}, "
+            f"and MIMIC-III has about {round(patients / PATIENTS_PER_NOTE)}."
+        )
+    return patients
 
 
 def _refuse_other_folder(out: Path) -> None:
@@ -102,22 +149,82 @@ def _refuse_other_folder(out: Path) -> None:
             raise InputError(f"{out} is not empty and not an earlier cohort; name another folder or empty it.")
 
 
-def _append(file: TextIO, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write rows as MIMIC-III's files have them: text in quotes, numbers and times bare, missing values empty."""
-    from clinstack.notes.cohort.tables import TEXT_COLUMNS
+def _refuse_small_disk(out: Path, notes: int, compress: bool) -> None:
+    """Refuse before an hour's work what cannot be finished: an earlier cohort stays until the new one is whole."""
+    from clinstack.notes.cohort.bulk import BYTES_PER_NOTE
 
-    quoted = [column in TEXT_COLUMNS for column in columns]
-    for row in rows:
-        file.write(",".join(map(_field, row, quoted)) + "\n")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    needed = notes * BYTES_PER_NOTE // (3 if compress else 1)
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise InputError(
+            f"{out} needs about {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; "
+            "make room, name another disk, or ask for fewer notes."
+        )
 
 
-def _field(value: Any, quoted: bool) -> str:
-    if value is None:
-        return ""
-    if quoted:
-        return '"' + str(value).replace('"', '""') + '"'
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
-    if isinstance(value, date):
-        return value.isoformat()
-    return str(value)
+def _open_table(folder: Path, name: str, compress: bool) -> IO[bytes]:
+    if not compress:
+        return (folder / f"{name}.csv").open("wb")
+    # No time in the header: the same cohort gives the same bytes.
+    return gzip.GzipFile(folder / f"{name}.csv.gz", "wb", compresslevel=1, mtime=0)  # type: ignore[return-value]
+
+
+def _title_lines() -> Lines:
+    from clinstack.notes.cohort.chunk import format_rows
+    from clinstack.notes.cohort.codes import PROCEDURE_TITLES, diagnosis_titles
+    from clinstack.notes.cohort.tables import Rows
+
+    rows = Rows()
+    for table, titles in (("D_ICD_DIAGNOSES", diagnosis_titles()), ("D_ICD_PROCEDURES", PROCEDURE_TITLES)):
+        for code, title in titles.items():
+            rows.add(table, code, title[:24], title)
+    return format_rows(rows)
+
+
+def _append(files: dict[str, IO[bytes]], counts: dict[str, int], lines: Lines) -> None:
+    """Append lines with their ROW_ID before them."""
+    for name, texts in lines.items():
+        if texts:
+            files[name].write(b"".join([b"%d,%b" % item for item in enumerate(texts, counts[name] + 1)]))
+            counts[name] += len(texts)
+
+
+class _Chunks:
+    """The parts of a cohort in order, drawn by some worker processes or, with one worker, in this one."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._plan = plan
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        self._ahead = 2 * workers
+
+    def __enter__(self) -> Iterator[Lines]:
+        return self._inline() if self._pool is None else self._pooled(self._pool)
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        for first in range(0, self._plan.patients, _PATIENTS_AT_ONCE):
+            yield first, min(first + _PATIENTS_AT_ONCE, self._plan.patients)
+
+    def _inline(self) -> Iterator[Lines]:
+        from clinstack.notes.cohort.chunk import chunk_lines
+
+        for first, end in self._parts():
+            yield chunk_lines(self._plan, first, end)
+
+    def _pooled(self, pool: ProcessPoolExecutor) -> Iterator[Lines]:
+        from clinstack.notes.cohort.chunk import chunk_lines
+
+        waiting: deque[Future[Lines]] = deque()
+        try:
+            for first, end in self._parts():
+                waiting.append(pool.submit(chunk_lines, self._plan, first, end))
+                if len(waiting) > self._ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise InputError("a worker process was killed, perhaps for want of memory; use fewer workers.") from None
