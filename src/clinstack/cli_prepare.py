@@ -67,6 +67,20 @@ def prepare_mimic3(
     console.print(f"Written to {escape(str(out))}.")
 
 
+@prepare_app.command("datasheet")
+def prepare_datasheet(
+    data: Annotated[Path, typer.Argument(help="Folder written by clinstack prepare.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json, or embedded.")] = "embedded",
+    small_cells: Annotated[int, typer.Option(help="Hide counts of people and labels below this; 1 shows all.")] = 10,
+) -> None:
+    """Write DATASHEET.md of a prepared folder again, with another tokenizer or other small cells."""
+    from clinstack.notes.datasheet import write_datasheet
+
+    with _bars() as update:
+        path = write_datasheet(data, tokenizer, small_cells=small_cells, progress=update)
+    console.print(f"Written: {escape(str(path))} and datasheet.json beside it.")
+
+
 def attrition_table(rows: list[dict[str, Any]]) -> Table:
     """Lay out what each step of each task kept and removed."""
     table = Table("task", "step", "kept", "removed", title="Attrition")
