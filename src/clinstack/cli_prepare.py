@@ -81,6 +81,36 @@ def prepare_datasheet(
     console.print(f"Written: {escape(str(path))} and datasheet.json beside it.")
 
 
+@prepare_app.command("check")
+def prepare_check(
+    data: Annotated[Path, typer.Argument(help="Folder written by `clinstack prepare`.", show_default=False)],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="Prepared folder whose notes a model is pretrained on; may be repeated.", show_default=False),
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Smallest similarity that is reported.")] = 0.8,
+    minimum_words: Annotated[int, typer.Option(help="Shorter texts are not compared.")] = 10,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Leave out the training side of what is found; test examples stay.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if something is found.")] = False,
+    json_line: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Test examples repeated in training or pretraining, and phrases that give a label away."""
+    from clinstack.notes.check import check_prepared
+    from clinstack.notes.check_tables import contamination_tables, leakage_table, summary_line
+
+    with _bars() as update:
+        report, leakage = check_prepared(data, against or [], threshold, drop, minimum_words, update)
+    for shown in (*contamination_tables(report), leakage_table(leakage)):
+        console.print(shown)
+    console.print(f"Written to {escape(str(data))}: contamination.json and leakage.json.")
+    if json_line:
+        typer.echo(summary_line(report, leakage))
+    if strict and report["total"]:
+        raise typer.Exit(1)
+
+
 def attrition_table(rows: list[dict[str, Any]]) -> Table:
     """Lay out what each step of each task kept and removed."""
     table = Table("task", "step", "kept", "removed", title="Attrition")

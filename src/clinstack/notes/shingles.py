@@ -76,7 +76,7 @@ def fingerprints(texts: pa.Array) -> list[Fingerprint]:
     data = np.frombuffer(clean.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
     words, starts = _word_hashes(data)
     bounds = np.searchsorted(starts, offsets - offsets[0])
-    shingles = _mixed(sum_of_places(words)) if len(words) >= SHINGLE_WORDS else np.empty(0, np.uint64)
+    shingles = _mixed(_runs_of_words(words)) if len(words) >= SHINGLE_WORDS else np.empty(0, np.uint64)
     result = []
     for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         own = np.unique(shingles[begin : max(begin, end - SHINGLE_WORDS + 1)])
@@ -85,7 +85,7 @@ def fingerprints(texts: pa.Array) -> list[Fingerprint]:
     return result
 
 
-def sum_of_places(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _runs_of_words(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return one number for each run of ``SHINGLE_WORDS`` word hashes, in which the order of the words counts."""
     runs = len(words) - SHINGLE_WORDS + 1
     total = np.zeros(runs, np.uint64)
@@ -126,4 +126,5 @@ def _mixed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Spread each 64-bit value over all bits, one to one (the finalizer of SplitMix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray[Any, Any] = values ^ (values >> np.uint64(31))
+    return mixed

@@ -1,0 +1,102 @@
+"""What `clinstack prepare check` found, as people and as programs read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from clinstack.notes.leakage import largest_gap
+
+_MEANING = {
+    "splits": "Between the splits of a task",
+    "tasks": "Between tasks: trained on in one, held out in another",
+    "pretraining": "Between notes for pretraining and held-out examples",
+}
+
+
+def contamination_tables(report: dict[str, Any]) -> list[RenderableType]:
+    """Lay out the counts of ``contamination.json``: a table, and a line on what was compared and dropped."""
+    compared = report["compared"]
+    notes = compared.get("notes", 0)
+    corpus = f"{notes:,} notes" if notes else "no notes (there are none to pretrain on)"
+    short = sum(count for name, count in compared.items() if name.endswith("_too_short"))
+    lines: list[RenderableType] = [
+        f"Compared {compared.get('held_out_examples', 0):,} held-out examples with "
+        f"{compared.get('train_examples', 0):,} training examples and {corpus}; "
+        f"{short:,} texts of fewer than {report['minimum_words']} words left aside."
+    ]
+    if not report["found"]:
+        lines.append(f"[green]No text is shared at a similarity of {report['threshold']:g} or more, and no identifier.")
+    else:
+        lines += [_pairs_table(between, report["found"]) for between in _MEANING]
+    if report["dropped"] is not None:
+        total = sum(sum(files.values()) for files in report["dropped"].values())
+        lines.append(f"Left out {total:,} rows of the training side.")
+        lines += [
+            f"  {escape(folder)}/{escape(name)}: {count:,}"
+            for folder, files in report["dropped"].items()
+            for name, count in files.items()
+        ]
+    elif report["found"]:
+        lines.append("[yellow]--drop leaves the training side of these pairs out.")
+    return lines
+
+
+def _pairs_table(between: str, found: list[dict[str, Any]]) -> RenderableType:
+    rows = [row for row in found if row["between"] == between]
+    if not rows:
+        return f"{_MEANING[between]}: nothing."
+    table = Table(title=_MEANING[between])
+    for name in ("kind", "training side", "held-out"):
+        table.add_column(name, overflow="fold")
+    table.add_column("pairs", justify="right")
+    if between == "tasks":
+        # Every pair of tasks would fill pages; contamination.json has them.
+        merged: dict[tuple[str, str], int] = {}
+        for row in rows:
+            merged[row["kind"], row["held_out"]] = merged.get((row["kind"], row["held_out"]), 0) + row["pairs"]
+        for (kind, held_out), pairs in merged.items():
+            table.add_row(kind, "train of other tasks", escape(held_out), f"{pairs:,}")
+        return table
+    table.add_column("held-out rows", justify="right")
+    for row in rows:
+        sides = escape(row["other"]), escape(row["held_out"])
+        table.add_row(row["kind"], *sides, f"{row['pairs']:,}", f"{row['held_out_rows']:,}")
+    return table
+
+
+def leakage_table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out the rows of `check_leakage`: one line a split, with the class that the phrases tell most about."""
+    table = Table(title="Phrases that may give the label away")
+    for name in ("task", "split"):
+        table.add_column(name, no_wrap=True)
+    for name in ("examples", "with one"):
+        table.add_column(name, justify="right")
+    table.add_column("label with / without", overflow="fold")
+    table.add_column("most frequent", overflow="fold")
+    before = ""
+    for row in rows:
+        gap = largest_gap(row)
+        told = f"{gap[0]}: {gap[1]:.0%} / {gap[2]:.0%}" if gap else "-"
+        frequent = sorted(row["phrases"].items(), key=lambda item: (-item[1], item[0]))[:2]
+        share = f" ({row['with_phrase'] / row['examples']:.0%})" if row["examples"] else ""
+        table.add_row(
+            "" if row["task"] == before else escape(row["task"]),
+            row["split"],
+            f"{row['examples']:,}",
+            f"{row['with_phrase']:,}{share}",
+            escape(told),
+            escape(", ".join(f"{name} {count:,}" for name, count in frequent if count) or "-"),
+        )
+        before = row["task"]
+    return table
+
+
+def summary_line(report: dict[str, Any], leakage: list[dict[str, Any]]) -> str:
+    """Return both reports as one line of JSON, without the single pairs."""
+    content = {key: value for key, value in report.items() if key != "pairs"} | {"leakage": leakage}
+    return json.dumps(content, ensure_ascii=False)
