@@ -111,6 +111,33 @@ def prepare_check(
         raise typer.Exit(1)
 
 
+@prepare_app.command("meds")
+def prepare_meds(
+    data: Annotated[Path, typer.Argument(help="Folder written by clinstack prepare, with admissions.parquet.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    task: Annotated[list[str] | None, typer.Option(help="A task to export, repeatable; all without it.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Finetune Run whose predictions to export.")] = None,
+    classes: Annotated[str, typer.Option(help="Of multilabel tasks: all, top:N in training, or codes.")] = "all",
+    prediction_time: Annotated[
+        str | None, typer.Option(help="admitted or discharged; by default as the texts were prepared.")
+    ] = None,
+) -> None:
+    """Export labels, and a Run's predictions, in the Medical Event Data Standard (MEDS)."""
+    from clinstack.notes.meds import export_meds
+
+    with _bars() as update:
+        result = export_meds(data, out, task, run, classes, prediction_time, update)
+    if result["synthetic"]:
+        console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    for kind in ("tasks", "predictions"):
+        for name, facts in result[kind].items():
+            folders = f"; one folder for each of {len(facts['folders'])} classes" if "folders" in facts else ""
+            samples = ", ".join(f"{split} {count:,}" for split, count in facts["samples"].items())
+            console.print(f"  {kind}/{escape(name)}: {samples}{folders}")
+    console.print(f"Prediction time: {result['prediction_time']}. Subject ids: {escape(result['subject_ids'])}.")
+    console.print(f"Written to {escape(str(out))}.")
+
+
 def attrition_table(rows: list[dict[str, Any]]) -> Table:
     """Lay out what each step of each task kept and removed."""
     table = Table("task", "step", "kept", "removed", title="Attrition")
