@@ -164,8 +164,8 @@ class FinetuneRecipe(TrainingStageRecipe):
     """A task's folder, such as ``data/examples/mortality``."""
     max_tokens: int = Field(default=512, ge=8)
     """Longer notes are cut to this; how much was cut is reported."""
-    keep: Literal["beginning", "end"] = "beginning"
-    """Which part of a longer note stays."""
+    keep: Literal["beginning", "end", "sections"] = "beginning"
+    """Which part of a longer note stays. ``sections`` drops whole sections, the least important first."""
     suffix: str = ""
     """Written after every note, also a cut one, within ``max_tokens``. The head reads the last token: a suffix such as
     a section's header makes that the same token everywhere, at which a model that has read notes sums them up."""

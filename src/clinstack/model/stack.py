@@ -88,7 +88,7 @@ class Stack:
     suffix : str
         What a classifier reads after every note.
     keep : str
-        Which part of a longer note a classifier reads: its "beginning" or its "end".
+        Which part of a longer note a classifier reads: its "beginning", its "end", or its most important "sections".
     """
 
     def __init__(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file
+from clinstack.notes.sections import SectionSpan
 from clinstack.notes.splits import assign_splits
 from clinstack.tasks import Task
 
@@ -37,6 +38,8 @@ class Examples:
     patient_ids: list[str]
     texts: list[str]
     labels: list[Any]
+    sections: list[list[SectionSpan] | None] | None = None
+    """The sections of each text, where the table has the column ``sections``; None for a text without."""
 
 
 def is_synthetic(folder: Path) -> bool:
@@ -157,7 +160,7 @@ def read_examples(folder: Path) -> tuple[Task, dict[str, Examples]]:
     split_of: dict[str, str] = {}
     for split in SPLITS:
         path = folder / f"{split}.parquet"
-        table = _read(path, ("example_id", "patient_id", "text", "label"))
+        table = _read(path, ("example_id", "patient_id", "text", "label"), optional=("sections",))
         if table.num_rows == 0:
             raise InputError(f"{path} has no rows; prepare more patients.")
         columns = {name: table[name].to_pylist() for name in ("example_id", "patient_id", "text", "label")}
@@ -171,8 +174,30 @@ def read_examples(folder: Path) -> tuple[Task, dict[str, Examples]]:
             [str(item) for item in columns["patient_id"]],
             [item or "" for item in columns["text"]],
             columns["label"],
+            _section_spans(table, path) if "sections" in table.column_names else None,
         )
     return task, result
+
+
+def _section_spans(table: pa.Table, path: Path) -> list[list[SectionSpan] | None]:
+    result: list[list[SectionSpan] | None] = []
+    rows = zip(table["sections"].to_pylist(), table["text"].to_pylist(), strict=True)
+    for row, (items, text) in enumerate(rows, 1):
+        if items is None:
+            result.append(None)
+            continue
+        try:
+            spans = [SectionSpan(item["name"] or None, int(item["start"]), int(item["end"])) for item in items]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}, row {row}: sections is not a list of name, start and end.") from None
+        edges = [0, *(span.end for span in spans)]
+        if [span.start for span in spans] != edges[:-1] or edges != sorted(edges) or edges[-1] != len(text or ""):
+            raise InputError(
+                f"{path}, row {row}: its sections do not cover the text from end to end; remove the column sections, "
+                "and they are found again."
+            )
+        result.append(spans)
+    return result
 
 
 def _check_label(task: Task, label: Any, where: str) -> None:
@@ -188,7 +213,7 @@ def _check_label(task: Task, label: Any, where: str) -> None:
         raise InputError(f"{where}: the label {label!r} is not a class index from 0 to {len(task.classes) - 1}.")
 
 
-def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+def _read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -196,4 +221,4 @@ def _read(path: Path, columns: Sequence[str]) -> pa.Table:
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise InputError(f"{path}: the column {missing[0]} is missing; it has {', '.join(table.column_names)}.")
-    return table.select(list(columns))
+    return table.select([*columns, *(column for column in optional if column in table.column_names)])

@@ -113,7 +113,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
                 recipe.evaluation.resamples,
                 recipe.evaluation.seed,
             )
-            metrics["tokens"] = {name: {"read": sum(e.lengths), "cut": e.cut} for name, e in encoded.items()}
+            metrics["tokens"] = {name: split.token_counts() for name, split in encoded.items()}
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())
