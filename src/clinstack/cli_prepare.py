@@ -67,6 +67,75 @@ def prepare_mimic3(
     console.print(f"Written to {escape(str(out))}.")
 
 
+@prepare_app.command("mimic4")
+def prepare_mimic4(
+    source: Annotated[
+        str,
+        typer.Option(help="MIMIC-IV's folder with hosp/, icu/ and perhaps note/; a DuckDB file, or postgresql://…"),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    notes_source: Annotated[
+        str | None, typer.Option(help="Where MIMIC-IV-Note is, when note/ is not in the source.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole summaries.")] = (
+        "admission"
+    ),
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks with commas between them, or none: notes alone.", show_default="all")
+    ] = None,
+    minimum_count: Annotated[int, typer.Option(help="Training admissions that make a code a class.")] = 10,
+    icd: Annotated[
+        str,
+        typer.Option(
+            help="9 or 10: admissions coded in that version alone; map-to-9, map-to-10: the other one mapped; "
+            "both: each label names its version."
+        ),
+    ] = "9",
+    icd_map: Annotated[
+        Path | None, typer.Option(help="Mapping of diagnoses: csv of from_code,to_code[,flags].", show_default=False)
+    ] = None,
+    icd_procedure_map: Annotated[
+        Path | None, typer.Option(help="Mapping of procedures, of the same form.", show_default=False)
+    ] = None,
+    ventilation: Annotated[
+        str, typer.Option(help="Prolonged by span (first start to last end) or sum (of the periods), 7 days.")
+    ] = "span",
+) -> None:
+    """MIMIC-IV and MIMIC-IV-Note to Notes and the five outcome tasks."""
+    from clinstack.notes.attrition import attrition_rows
+    from clinstack.notes.mimic4 import CONTAMINATION
+    from clinstack.notes.mimic4 import prepare_mimic4 as prepare
+    from clinstack.notes.mimic4_options import Mimic4Options
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip() not in ("", "none")]
+    options = Mimic4Options(
+        seed=seed,
+        text=text,  # type: ignore[arg-type]  # checked by Mimic4Options, as are icd and ventilation
+        tasks=names,
+        minimum_count=minimum_count,
+        icd=icd,  # type: ignore[arg-type]
+        icd_map=icd_map,
+        icd_procedure_map=icd_procedure_map,
+        ventilation=ventilation,  # type: ignore[arg-type]
+    )
+    with _bars() as update:
+        result = prepare(source, out, options, notes_source, update)
+    counts = result["counts"]
+    console.print(
+        f"Notes read: {counts['notes_read']:,}; kept: {counts['notes_kept']:,}; empty: {counts['notes_empty']:,}; "
+        f"repeated within a patient: {counts['notes_repeated_within_a_patient']:,}."
+    )
+    if result["tasks"]:
+        console.print(attrition_table(attrition_rows(out)))
+    if {"diagnoses", "procedures"} & set(result["tasks"]):
+        console.print(f"Codes: --icd {icd}. Another choice gives other admissions or other labels.")
+    for name, reason in result["left_out"].items():
+        console.print(f"[yellow]Left out: {name}: {escape(reason)}.")
+    console.print(f"[yellow]{CONTAMINATION}.")
+    console.print(f"Written to {escape(str(out))}.")
+
+
 @prepare_app.command("datasheet")
 def prepare_datasheet(
     data: Annotated[Path, typer.Argument(help="Folder written by clinstack prepare.")],
