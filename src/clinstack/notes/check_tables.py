@@ -13,8 +13,13 @@ from clinstack.notes.leakage import largest_gap
 
 _MEANING = {
     "splits": "Between the splits of a task",
-    "tasks": "Between tasks: trained on in one, held out in another",
+    "tasks": "Between tasks (trained on in another)",
     "pretraining": "Between notes for pretraining and held-out examples",
+}
+_COLUMNS = {
+    "splits": ("kind", "task", "splits"),
+    "tasks": ("kind", "held out in", "split"),
+    "pretraining": ("kind", "notes of", "task", "split"),
 }
 
 
@@ -51,21 +56,25 @@ def _pairs_table(between: str, found: list[dict[str, Any]]) -> RenderableType:
     if not rows:
         return f"{_MEANING[between]}: nothing."
     table = Table(title=_MEANING[between])
-    for name in ("kind", "training side", "held-out"):
+    for name in _COLUMNS[between]:
         table.add_column(name, overflow="fold")
-    table.add_column("pairs", justify="right")
-    if between == "tasks":
-        # Every pair of tasks would fill pages; contamination.json has them.
-        merged: dict[tuple[str, str], int] = {}
-        for row in rows:
-            merged[row["kind"], row["held_out"]] = merged.get((row["kind"], row["held_out"]), 0) + row["pairs"]
-        for (kind, held_out), pairs in merged.items():
-            table.add_row(kind, "train of other tasks", escape(held_out), f"{pairs:,}")
-        return table
-    table.add_column("held-out rows", justify="right")
+    for name in ("pairs", "held-out rows")[: 1 if between == "tasks" else 2]:
+        table.add_column(name, justify="right")
+    merged: dict[tuple[str, ...], int] = {}
     for row in rows:
-        sides = escape(row["other"]), escape(row["held_out"])
-        table.add_row(row["kind"], *sides, f"{row['pairs']:,}", f"{row['held_out_rows']:,}")
+        task, split = row["held_out"].rsplit("/", 1)
+        sides: tuple[str, ...] = (task, split)
+        if between == "splits":
+            sides = (task, f"{row['other'].rsplit('/', 1)[1]} → {split}")
+        elif between == "pretraining":
+            sides = (row["other"].removeprefix("notes of "), task, split)
+        else:
+            # Every pair of tasks would fill pages; contamination.json has them.
+            merged[row["kind"], *sides] = merged.get((row["kind"], *sides), 0) + row["pairs"]
+            continue
+        table.add_row(row["kind"], *map(escape, sides), f"{row['pairs']:,}", f"{row['held_out_rows']:,}")
+    for key, pairs in sorted(merged.items()):
+        table.add_row(*map(escape, key), f"{pairs:,}")
     return table
 
 

@@ -43,7 +43,7 @@ PHRASES: dict[str, dict[str, str]] = {
         "prolonged stay": r"\b(?:prolonged|lengthy|extended|long)\s+(?:hospital\s+|icu\s+)?"
         r"(?:stay|course|hospitali[sz]ation|admission)\b",
         "brief stay": r"\b(?:brief|short|uneventful|overnight)\s+(?:hospital\s+|icu\s+)?(?:stay|hospitali[sz]ation)\b",
-        "length of stay": r"\blength\s+of\s+(?:hospital\s+)?stay\b|\blos\b",
+        "length of stay": r"\blength\s+of\s+(?:hospital\s+)?stay\b|\blos\b\s*(?:[:=]|was\b|of\b|\d)",
         "discharged on": r"\b(?:was|were|is)\s+discharged\b|\bdischarged\s+(?:on|home|to)\b|\bday\s+of\s+discharge\b",
         "discharge date": r"\bdischarge\s+date\b|\bdate\s+of\s+discharge\b",
     },
