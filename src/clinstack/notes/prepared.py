@@ -220,8 +220,6 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
         with duckdb.connect(str(scratch / "tables.duckdb")) as connection:
             connection.execute(f"SET temp_directory = '{quoted(scratch / 'spill')}'")
             connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-            # The order of rows is said where it matters; keeping it everywhere costs memory.
-            connection.execute("SET preserve_insertion_order = false")
             yield PreparedFolder(folder, connection, progress)
         shutil.rmtree(scratch)
 

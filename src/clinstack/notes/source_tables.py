@@ -205,7 +205,7 @@ def is_address(source: Path | str) -> bool:
 
 
 def _looked_for(source: Path | str) -> str:
-    return "" if is_address(source) or Path(source).is_file() else ".csv, .csv.gz or .parquet"
+    return "" if is_address(source) or Path(source).is_file() else ".csv (nor .csv.gz, nor .parquet)"
 
 
 def _finder(source: Path | str) -> Callable[[str], TableReader | None]:

@@ -1,0 +1,168 @@
+"""The published tasks from the tables, as Notes and as the published files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clinstack.errors import InputError
+from clinstack.notes.attrition import Attrition
+from clinstack.notes.labels import LENGTH_OF_STAY_CLASSES
+from clinstack.notes.official.admission_text import DEATH_RULES, official_mortality_text
+from clinstack.notes.official.export import export_codes, export_rows
+from clinstack.notes.official.labels import (
+    AdmissionFacts,
+    diagnosis_group,
+    length_of_stay_labels,
+    official_codes,
+    procedure_group,
+    shuffled,
+)
+from clinstack.notes.official.texts import OfficialAdmission
+from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
+from clinstack.notes.source_tables import SourceTables
+from clinstack.notes.splits import SPLITS
+from clinstack.notes.text_store import TextStore
+from clinstack.tasks import Task
+
+OFFICIAL_TASKS = ("mortality", "length_of_stay", "diagnoses", "procedures")
+SHUFFLE_SEED = 123
+"""Of the published scripts."""
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """An example: the admission, its patient, the number of its text, and its label as pandas wrote it."""
+
+    hadm: int
+    subject: int
+    text: int
+    label: Any
+
+
+@dataclass
+class OfficialBuilder:
+    """Writes the published tasks.
+
+    Parameters
+    ----------
+    prepared : PreparedFolder
+        Gets the examples.
+    tables : SourceTables
+        Opened; the connection of ``prepared`` has ADMISSIONS and the tables of codes.
+    admissions : dict
+        From `official_admissions`.
+    texts : list of OfficialAdmission
+        From `official_texts`.
+    store : TextStore
+        Has their texts, and gets those that mortality changes.
+    split_of : dict of int to str
+        The split of each patient; a patient without one is left out.
+    admission_only : bool
+        Whether the texts are cut to the admission sections, for the names of the files.
+    export : Path or None
+        Folder of the published files.
+    """
+
+    prepared: PreparedFolder
+    tables: SourceTables
+    admissions: dict[int, AdmissionFacts]
+    texts: list[OfficialAdmission]
+    store: TextStore
+    split_of: dict[int, str]
+    admission_only: bool
+    export: Path | None
+
+    def write(self, name: str, start: Attrition) -> dict[str, int]:
+        """Write a task; return the rows of each split."""
+        attrition = start.copy()
+        rows, task = getattr(self, f"_{name}")(attrition)
+        listed = [row for row in rows if row.subject in self.split_of]
+        attrition.step("of a patient in one of the splits", len(listed))
+        with ExamplesWriter(self.prepared.folder / "examples" / name, task) as writer:
+            for split in SPLITS:
+                chosen = shuffled([row for row in listed if self.split_of[row.subject] == split], SHUFFLE_SEED)
+                if self.export:
+                    named = ((row.hadm, row.text, row.label) for row in chosen)
+                    export_rows(self.export, name, split, self.admission_only, named, self.store)
+                for batch in self._batches(chosen, split, task):
+                    writer.write(batch)
+        if self.export and task.kind == "multilabel":
+            export_codes(self.export, name, list(task.classes))
+        return self.prepared.finish_task(task, attrition, {"compat": "official"})
+
+    def _batches(self, rows: Sequence[LabelledText], split: str, task: Task) -> Iterator[pa.Table]:
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            hadm = [str(row.hadm) for row in part]
+            if task.kind == "multilabel":
+                label = pa.array([row.label.split(",") for row in part], pa.list_(pa.string()))
+            else:
+                label = pa.array([int(row.label) for row in part], pa.int64())
+            yield pa.table(
+                {
+                    "example_id": hadm,
+                    "patient_id": [str(row.subject) for row in part],
+                    "encounter_id": hadm,
+                    "text": [self.store.text(row.text) for row in part],
+                    "label": label,
+                    "split": [split] * len(part),
+                }
+            )
+
+    def _mortality(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+        flags = {hadm: facts.died for hadm, facts in self.admissions.items()}
+        wrong = next((hadm for hadm, flag in flags.items() if flag not in (None, 0, 1)), None)
+        if wrong is not None:
+            raise InputError(
+                f"{self.tables.place('ADMISSIONS')}: HOSPITAL_EXPIRE_FLAG of HADM_ID {wrong} is neither 0 nor 1."
+            )
+        known = [item for item in self.texts if flags[item.hadm] is not None]
+        attrition.step("HOSPITAL_EXPIRE_FLAG is there", len(known))
+        rows = []
+        for item in known:
+            text = self.store.text(item.text)
+            safe = official_mortality_text(text)
+            if safe is not None:
+                number = item.text if safe == text else self.store.add(safe.encode())
+                rows.append(LabelledText(item.hadm, item.subject, number, flags[item.hadm]))
+        attrition.step(f"text without: {', '.join(DEATH_RULES)}", len(rows))
+        return rows, Task("mortality", "binary", ("survived", "died"), "Death in the hospital.")
+
+    def _length_of_stay(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+        labels = length_of_stay_labels(self.admissions)
+        rows = [
+            LabelledText(item.hadm, item.subject, item.text, labels[item.hadm])
+            for item in self.texts
+            if self.admissions[item.hadm].died == 0
+        ]
+        attrition.step("left the hospital alive", len(rows))
+        description = "Length of stay of those who left alive, days rounded to a tenth."
+        return rows, Task("length_of_stay", "multiclass", LENGTH_OF_STAY_CLASSES, description)
+
+    def _diagnoses(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+        return self._codes("diagnoses", "DIAGNOSES_ICD", attrition)
+
+    def _procedures(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+        return self._codes("procedures", "PROCEDURES_ICD", attrition)
+
+    def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+        group = diagnosis_group if name == "diagnoses" else procedure_group
+        columns = len(self.tables.reader(table).columns)
+        codes = official_codes(self.prepared.connection, table, columns, group)
+        if not codes.classes:
+            raise InputError(f"{self.tables.place(table)} holds no code; {name} has nothing to predict.")
+        by_hadm = {item.hadm: item for item in self.texts}
+        rows = [
+            LabelledText(hadm, by_hadm[hadm].subject, by_hadm[hadm].text, ",".join(groups))
+            for (hadm, _), groups in codes.groups.items()
+            if hadm in by_hadm
+        ]
+        attrition.step(f"with a code in {table}", len(rows))
+        description = f"Groups of codes of {table} as published, those of newborns included."
+        return rows, Task(name, "multilabel", tuple(codes.classes), description)

@@ -1,0 +1,73 @@
+"""How pandas 1 read a column of a csv file when nobody told it the type.
+
+`read_csv` guessed for each chunk of rows by itself: 131,072 of a table of five columns. A chunk of digits became whole
+numbers, so leading zeros vanished; one empty value made it floating point. Chunks that differed were put together:
+whole numbers became floating point beside floating point, and kept their type beside texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MISSING = frozenset(
+    [
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+        *("<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
+    ]
+)
+"""What pandas 1.5 took for a missing value, also in quotes."""
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*\Z", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*\Z", re.ASCII)
+_LONGEST_WHOLE = 2**63
+
+
+def chunk_rows(columns: int) -> int:
+    """Return how many rows pandas 1 read at a time from a table with so many columns."""
+    most = 2**20 // columns
+    rows = 1
+    while rows * 2 < most:
+        rows *= 2
+    return rows
+
+
+def until_nul(value: str | None) -> str | None:
+    """Return what pandas kept of a value: up to a NUL byte; None where it is missing."""
+    if value is None:
+        return None
+    kept = value.split("\0", 1)[0]
+    return None if kept in MISSING else kept
+
+
+def guessed(values: Sequence[str | None], columns: int) -> list[int | float | str | None]:
+    """Return a column's values with the types that pandas 1 gave them.
+
+    Parameters
+    ----------
+    values : sequence of str or None
+        As they stand in the file, without quotes.
+    columns : int
+        Number of columns of the table, on which the size of a chunk depends.
+
+    Returns
+    -------
+    list
+        Of int, float or str, None where the value is missing.
+    """
+    size = chunk_rows(columns)
+    chunks = [_chunk([until_nul(value) for value in values[at : at + size]]) for at in range(0, len(values), size)]
+    kinds = {kind for kind, _ in chunks}
+    if kinds == {int, float}:
+        chunks = [(float, [None if value is None else float(value) for value in chunk]) for _, chunk in chunks]
+    return [value for _, chunk in chunks for value in chunk]
+
+
+def _chunk(values: list[str | None]) -> tuple[type, list[int | float | str | None]]:
+    present = [value for value in values if value is not None]
+    if all(map(_WHOLE.match, present)) and all(abs(int(value)) < _LONGEST_WHOLE for value in present):
+        if len(present) == len(values):
+            return int, [int(value) for value in present]
+        return float, [None if value is None else float(int(value)) for value in values]
+    if all(map(_NUMBER.match, present)):
+        return float, [None if value is None else float(value) for value in values]
+    return str, list(values)
