@@ -29,7 +29,7 @@ COLUMNS = {
 }  # fmt: skip
 SUMMARY = (
     " \nName:  ___                  Unit No:   ___\n \nChief Complaint:\n{complaint}\n \nHistory of Present Illness:\n"
-    "Mr. ___ is a ___ year old man with {complaint}, \"worse today\".\n\n\n\nBrief Hospital Course:\n{course}\n \n"
+    'Mr. ___ is a ___ year old man with {complaint}, "worse today".\n\n\n\nBrief Hospital Course:\n{course}\n \n'
     "Followup Instructions:\n___\n"
 )
 """As in MIMIC-IV-Note: blanks around line breaks, and ``___`` for what was removed."""
