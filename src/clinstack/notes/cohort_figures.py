@@ -15,7 +15,11 @@ COLUMNS = (*SPLITS, "all")
 OLDEST = 90
 """Older patients count as this old: de-identified tables give them invented ages, and the HIPAA rule groups them."""
 MEASURES = {
-    "age": ("Age, years", {"age"}, f"least(age, {OLDEST})"),
+    "age": (
+        "Age, years",
+        {"age"},
+        f"CASE WHEN NOT isnan(age::DOUBLE) THEN CASE WHEN age > {OLDEST} THEN {OLDEST} ELSE age END END",
+    ),
     "stay": (
         "Stay, days",
         {"admitted", "discharged"},

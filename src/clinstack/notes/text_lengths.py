@@ -52,8 +52,9 @@ class TokenCounter:
         """Return the tokens of each text."""
         keys = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
-        for key, encoding in zip(new, self._tokenizer.encode_batch_fast(list(new.values())), strict=True):
-            self._known[key] = len(encoding.ids)
+        if new:
+            for key, encoding in zip(new, self._tokenizer.encode_batch_fast(list(new.values())), strict=True):
+                self._known[key] = len(encoding.ids)
         return [self._known[key] for key in keys]
 
 
@@ -169,8 +170,8 @@ def cut_by(tokens: Counts, contexts: Sequence[int]) -> dict[str, dict[str, float
     total = int(tokens.sum())
     return {
         str(context): {
-            "texts_cut": round(float((tokens > context).mean()), 4) if len(tokens) else None,
-            "tokens_lost": round(float(np.maximum(tokens - context, 0).sum()) / total, 4) if total else None,
+            "texts_cut": round(float((tokens > context).mean()), 6) if len(tokens) else None,
+            "tokens_lost": round(float(np.maximum(tokens - context, 0).sum()) / total, 6) if total else None,
         }
         for context in contexts
     }
