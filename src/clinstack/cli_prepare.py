@@ -16,6 +16,18 @@ prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
 console = Console()
 
 
+def _list_traps(wanted: bool) -> None:
+    if not wanted:
+        return
+    from clinstack.notes.cohort.traps import TRAPS
+
+    table = Table("trap", "what is planted")
+    for name, item in TRAPS.items():
+        table.add_row(escape(name), escape(item.shows) + (" [dim](not in all)" if item.alone else ""))
+    console.print(table)
+    raise typer.Exit()
+
+
 @prepare_app.command("cohort")
 def prepare_cohort(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -28,6 +40,15 @@ def prepare_cohort(
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes; the files do not depend on it.")] = 1,
     gzip: Annotated[bool, typer.Option("--gzip", help="Write .csv.gz.")] = False,
+    trap: Annotated[
+        list[str] | None, typer.Option(help="Plant a trap for careless programs; several, or all.", show_default=False)
+    ] = None,
+    split_lists: Annotated[
+        bool, typer.Option("--split-lists", help="Also the official scripts' three lists of patients.")
+    ] = False,
+    list_traps: Annotated[
+        bool, typer.Option("--list-traps", help="Name the traps and end.", is_eager=True, callback=_list_traps)
+    ] = False,
 ) -> None:
     """Invent a hospital: tables with MIMIC-III's names and columns, all of it synthetic."""
     from clinstack.notes.cohort import write_cohort
@@ -35,7 +56,10 @@ def prepare_cohort(
     if patients is None and notes is None:
         patients = 1000
     with _bars() as update:
-        rows = write_cohort(out, patients, seed, update, notes=notes, workers=workers, compress=gzip)
+        rows = write_cohort(
+            out, patients, seed, update,
+            notes=notes, workers=workers, compress=gzip, traps=trap or (), split_lists=split_lists,
+        )  # fmt: skip
     console.print("[yellow]Synthetic: everyone in these tables is invented.")
     _print_counts(rows, "rows")
     console.print(

@@ -18,6 +18,7 @@ from clinstack.notes.cohort.codes import PROCEDURE_TITLES, diagnosis_titles
 from clinstack.notes.cohort.discharge import HEADERS
 from clinstack.notes.cohort.paragraphs import paragraph_pools
 from clinstack.notes.cohort.patient import INCIDENTAL_PROCEDURES, Admission, Patient
+from clinstack.notes.cohort.stay import PlantedRow
 from clinstack.notes.cohort.tables import Row, Rows
 
 PATIENTS_PER_NOTE = 0.023
@@ -60,7 +61,7 @@ def add_codes(seed: int, patient: Patient) -> None:
 
 
 def fill_notes(rows: Rows, seed: int, patients: list[Patient], notes: int) -> None:
-    """Make the pending notes long, and add notes of other kinds until there are ``notes``.
+    """Make the pending notes long but for those of traps, and add notes of other kinds until there are ``notes``.
 
     Parameters
     ----------
@@ -78,6 +79,8 @@ def fill_notes(rows: Rows, seed: int, patients: list[Patient], notes: int) -> No
     pending = rows.pending["NOTEEVENTS"]
     job = patients[0].index * MOST_NOTES
     for position, row in enumerate(pending):
+        if isinstance(row, PlantedRow):
+            continue
         text = _longer(chance, pools, row[6], row[7], row[-1])
         pending[position] = (*row[:-1], f"{text}\nJob#: [**Job Number {job + position}**]\n")
     stays = [(patient, admission) for patient in patients for admission in patient.admissions]

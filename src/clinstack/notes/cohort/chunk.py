@@ -8,6 +8,7 @@ from typing import Any
 
 from clinstack.notes.cohort.patient import draw_patient
 from clinstack.notes.cohort.tables import COLUMNS, TEXT_COLUMNS, Rows, add_patient
+from clinstack.notes.cohort.traps import Planted, plant_traps, planted_rows
 
 Lines = dict[str, list[bytes]]
 _QUOTED = {name: [column in TEXT_COLUMNS for column in columns[1:]] for name, columns in COLUMNS.items()}
@@ -25,35 +26,56 @@ class Plan:
         Adult patients in all.
     notes : int or None
         Notes in all, in the long form; None writes a few short notes for each admission.
+    traps : tuple of str
+        Names of traps, in the order of `clinstack.notes.cohort.traps.TRAPS`.
     """
 
     seed: int
     patients: int
     notes: int | None = None
+    traps: tuple[str, ...] = ()
 
 
-def chunk_lines(plan: Plan, first: int, end: int) -> Lines:
-    """Draw the patients ``first`` to ``end - 1``.
+@dataclass(frozen=True)
+class Chunk:
+    """What was drawn for some patients.
 
-    Returns
-    -------
-    dict of str to list of bytes
+    Parameters
+    ----------
+    lines : dict of str to list of bytes
         CSV lines of every table without their ROW_ID, which is counted over all chunks.
+    planted : dict
+        Of each trap: SUBJECT_IDs and HADM_IDs, and by table the places of its rows in ``lines``.
+    subjects : list of int
+        The SUBJECT_ID of each admission that is not a newborn's, with repeats.
     """
+
+    lines: Lines
+    planted: Planted
+    subjects: list[int]
+
+
+def draw_chunk(plan: Plan, first: int, end: int) -> Chunk:
+    """Draw the patients ``first`` to ``end - 1``."""
     rows = Rows()
     patients = [draw_patient(plan.seed, index) for index in range(first, end)]
     if plan.notes is None:
         for patient in patients:
             add_patient(rows, plan.seed, patient)
+        planted = plant_traps(rows, plan.seed, patients, plan.traps, plan.patients)
     else:
         from clinstack.notes.cohort.bulk import NEWBORN_SHARE, add_codes, fill_notes
 
         for patient in patients:
             add_codes(plan.seed, patient)
             add_patient(rows, plan.seed, patient, NEWBORN_SHARE)
+        planted = plant_traps(rows, plan.seed, patients, plan.traps, plan.patients)
         wanted = plan.notes * end // plan.patients - plan.notes * first // plan.patients
         fill_notes(rows, plan.seed, patients, wanted)
-    return format_rows(rows)
+    planted_rows(rows, planted)
+    kind, subject = (COLUMNS["ADMISSIONS"].index(column) for column in ("ADMISSION_TYPE", "SUBJECT_ID"))
+    subjects = [row[subject] for row in rows.pending["ADMISSIONS"] if row[kind] != "NEWBORN"]
+    return Chunk(format_rows(rows), planted, subjects)
 
 
 def format_rows(rows: Rows) -> Lines:

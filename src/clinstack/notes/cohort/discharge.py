@@ -47,11 +47,11 @@ _LEFT_OUT = {
 def discharge_summary(chance: Chance, patient: Patient, admission: Admission) -> str:
     """Write a discharge summary; only what follows the admission sections tells the outcome."""
     style = chance.between(0, 2) if chance.yes(0.5) else 0
-    bodies = _admission_sections(chance, patient, admission, style)
+    bodies = admission_sections(chance, patient, admission, style)
     order = list(chance.pick(_ORDERS))
     order.insert(0 if chance.yes(0.4) else len(order), "allergies")
     order = [name for name in order if not chance.yes(_LEFT_OUT.get(name, 0.0))]
-    bodies |= _later_sections(chance, patient, admission)
+    bodies |= later_sections(chance, patient, admission)
     order += ["results"] * chance.yes(0.5) + ["course"] + ["discharge medications"] * (not admission.died)
     order += ["diagnosis"] * chance.yes(0.9) + ["condition"] + ["disposition"] * chance.yes(0.7)
     lines = [
@@ -86,7 +86,8 @@ def addendum(chance: Chance, patient: Patient, admission: Admission) -> str:
     )
 
 
-def _admission_sections(chance: Chance, patient: Patient, admission: Admission, style: int) -> dict[str, str]:
+def admission_sections(chance: Chance, patient: Patient, admission: Admission, style: int) -> dict[str, str]:
+    """Write the sections that were known on admission, by their names in `HEADERS`; ``style`` is that of lists."""
     problem = admission.problem
     hints = [chance.pick(item.hints.split("|")) for item in admission.complications if chance.yes(1.2 * item.hinted)]
     hints = chance.some(hints, 4)
@@ -139,7 +140,8 @@ def _admission_sections(chance: Chance, patient: Patient, admission: Admission, 
     }
 
 
-def _later_sections(chance: Chance, patient: Patient, admission: Admission) -> dict[str, str]:
+def later_sections(chance: Chance, patient: Patient, admission: Admission) -> dict[str, str]:
+    """Write the sections of what came later, by their names in `HEADERS`."""
     problem = admission.problem
     sentences = [chance.pick(problem.course.split("|"))]
     if admission.ventilated:

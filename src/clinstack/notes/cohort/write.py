@@ -6,7 +6,7 @@ import gzip
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -19,7 +19,8 @@ from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory
 
 if TYPE_CHECKING:
-    from clinstack.notes.cohort.chunk import Lines, Plan
+    from clinstack.notes.cohort.chunk import Chunk, Lines, Plan
+    from clinstack.notes.cohort.traps import Planted
 
 MOST_PATIENTS = 160_000
 MOST_WORKERS = 64
@@ -35,6 +36,9 @@ The {notes} notes were made long by adding paragraphs from pools of a few hundre
 but paragraphs return in many of them, and what they say does not fit the patient: use these notes to measure speed and
 memory, not models.
 """
+_SIGN_TRAPS = """
+Some rows are wrong on purpose, or look wrong: traps for programs that read such tables. `traps.json` says which.
+"""
 
 
 def write_cohort(
@@ -46,11 +50,13 @@ def write_cohort(
     notes: int | None = None,
     workers: int = 1,
     compress: bool = False,
+    traps: Sequence[str] = (),
+    split_lists: bool = False,
 ) -> dict[str, int]:
     """Write an invented cohort as csv files with MIMIC-III's names, columns and types.
 
     Patient ``k`` of a seed is the same whatever the number of patients; the files are the same, byte for byte,
-    whenever ``patients``, ``seed`` and ``notes`` are, whatever the number of workers.
+    whenever ``patients``, ``seed``, ``notes`` and ``traps`` are, whatever the number of workers.
 
     Parameters
     ----------
@@ -69,6 +75,10 @@ def write_cohort(
         Processes that draw patients.
     compress : bool
         Write ``.csv.gz``.
+    traps : sequence of str
+        Names of traps to plant, or ``all``; ``traps.json`` tells where they are.
+    split_lists : bool
+        Write the patients of train, val and test as the official scripts' three lists, into ``split_lists/``.
 
     Returns
     -------
@@ -78,20 +88,24 @@ def write_cohort(
     Raises
     ------
     InputError
-        If a number is out of range, the disk is too small, or ``out`` holds something that is not a cohort.
+        If a number or a trap is not possible, the disk is too small, or ``out`` holds something that is not a cohort.
     """
     from clinstack.notes.cohort.chunk import Plan
     from clinstack.notes.cohort.tables import COLUMNS
+    from clinstack.notes.cohort.traps import chosen_traps
 
     patients = _checked_patients(patients, notes)
     if seed < 0:
         raise InputError(f"seed is {seed}; use a whole number that is not negative.")
     if not 1 <= workers <= MOST_WORKERS:
         raise InputError(f"workers is {workers}; use 1 to {MOST_WORKERS}.")
+    chosen = chosen_traps(traps, patients, split_lists)
     _refuse_other_folder(out)
     if notes is not None:
         _refuse_small_disk(out, notes, compress)
-    plan = Plan(seed, patients, notes)
+    plan = Plan(seed, patients, notes, chosen)
+    planted: Planted = {name: {} for name in chosen}
+    subjects: list[int] = []
     counts = dict.fromkeys(COLUMNS, 0)
     with replacing_directory(out) as folder:
         with ExitStack() as stack:
@@ -101,19 +115,28 @@ def write_cohort(
                 files[name].write((",".join(f'"{column}"' for column in columns) + "\n").encode())
             _append(files, counts, _title_lines())
             done = 0
-            for lines in stack.enter_context(_Chunks(plan, workers)):
-                _append(files, counts, lines)
+            for chunk in stack.enter_context(_Chunks(plan, workers)):
+                _collect(planted, chunk.planted, counts)
+                _append(files, counts, chunk.lines)
+                subjects += chunk.subjects
                 done = min(done + _PATIENTS_AT_ONCE, patients)
                 if progress:
                     progress("Inventing patients", done, patients)
         facts: dict[str, Any] = {"synthetic": True, "patients": patients, "seed": seed}
         if notes is not None:
             facts["notes"] = notes
+        if chosen:
+            facts["traps"] = list(chosen)
+            _write_manifest(folder / "traps.json", planted)
+        if split_lists:
+            _write_split_lists(folder / "split_lists", subjects, planted, seed)
         facts |= {"rows": counts, "clinstack": __version__}
         (folder / "cohort.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         sign = _SIGN.format(version=__version__, patients=patients, seed=seed)
         if notes is not None:
             sign += _SIGN_LARGE.format(notes=f"{notes:,}")
+        if chosen:
+            sign += _SIGN_TRAPS
         (folder / "SYNTHETIC.md").write_text(sign, encoding="utf-8")
     return counts
 
@@ -190,6 +213,42 @@ def _append(files: dict[str, IO[bytes]], counts: dict[str, int], lines: Lines) -
             counts[name] += len(texts)
 
 
+def _collect(planted: Planted, found: Planted, counts: dict[str, int]) -> None:
+    """Add a chunk's traps to those before it; places of rows become ROW_IDs."""
+    for name, columns in found.items():
+        for column, values in columns.items():
+            first = counts.get(column)
+            shifted = values if first is None else [first + 1 + place for place in values]
+            planted[name].setdefault(column, []).extend(shifted)
+
+
+def _write_manifest(path: Path, planted: Planted) -> None:
+    """Write where the traps are, one trap a line."""
+    from clinstack.notes.cohort.traps import TRAPS
+
+    lines = []
+    for name, found in planted.items():
+        ids = {column: values for column, values in found.items() if column in ("SUBJECT_ID", "HADM_ID")}
+        rows = {column: values for column, values in found.items() if column not in ids}
+        lines.append(f"{json.dumps(name)}: {json.dumps({'shows': TRAPS[name].shows} | ids | {'ROW_ID': rows})}")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _write_split_lists(folder: Path, subjects: list[int], planted: Planted, seed: int) -> None:
+    """Write the patients of each split as the official scripts read them: a row for every admission."""
+    from clinstack.notes.cohort.traps_tables import NO_SPLIT
+    from clinstack.notes.splits import SPLITS, assign_splits
+
+    left_out = set(planted.get(NO_SPLIT, {}).get("SUBJECT_ID", ()))
+    kept = sorted(subject for subject in subjects if subject not in left_out)
+    split_of = assign_splits(map(str, kept), seed)
+    folder.mkdir()
+    for split, name in zip(SPLITS, ("train", "val", "test"), strict=True):
+        rows = [subject for subject in kept if split_of[str(subject)] == split]
+        text = "".join(f"{value}\n" for value in ("SUBJECT_ID", *rows))
+        (folder / f"mimic_{name}.csv").write_text(text, encoding="utf-8")
+
+
 class _Chunks:
     """The parts of a cohort in order, drawn by some worker processes or, with one worker, in this one."""
 
@@ -198,7 +257,7 @@ class _Chunks:
         self._pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
         self._ahead = 2 * workers
 
-    def __enter__(self) -> Iterator[Lines]:
+    def __enter__(self) -> Iterator[Chunk]:
         return self._inline() if self._pool is None else self._pooled(self._pool)
 
     def __exit__(self, *error: object) -> None:
@@ -209,19 +268,19 @@ class _Chunks:
         for first in range(0, self._plan.patients, _PATIENTS_AT_ONCE):
             yield first, min(first + _PATIENTS_AT_ONCE, self._plan.patients)
 
-    def _inline(self) -> Iterator[Lines]:
-        from clinstack.notes.cohort.chunk import chunk_lines
+    def _inline(self) -> Iterator[Chunk]:
+        from clinstack.notes.cohort.chunk import draw_chunk
 
         for first, end in self._parts():
-            yield chunk_lines(self._plan, first, end)
+            yield draw_chunk(self._plan, first, end)
 
-    def _pooled(self, pool: ProcessPoolExecutor) -> Iterator[Lines]:
-        from clinstack.notes.cohort.chunk import chunk_lines
+    def _pooled(self, pool: ProcessPoolExecutor) -> Iterator[Chunk]:
+        from clinstack.notes.cohort.chunk import draw_chunk
 
-        waiting: deque[Future[Lines]] = deque()
+        waiting: deque[Future[Chunk]] = deque()
         try:
             for first, end in self._parts():
-                waiting.append(pool.submit(chunk_lines, self._plan, first, end))
+                waiting.append(pool.submit(draw_chunk, self._plan, first, end))
                 if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
             while waiting:
