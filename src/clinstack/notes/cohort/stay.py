@@ -100,7 +100,8 @@ class Stay:
             f"{wording.HOSPITAL_LINE}\nName: [**Known lastname {1000 + self.patient.index}**] "
             f"Unit No: [**Numeric Identifier {self.chance.between(100_000, 999_999)}**]"
         )
-        return "\n\n".join([first, *(f"{header}:\n{body}" for header, body in sections.items())]) + "\n"
+        parts = (f"{header}:\n{body}".rstrip("\n") for header, body in sections.items())
+        return "\n\n".join([first, *parts]) + "\n"
 
     def summarize(self, text: str, **values: Any) -> None:
         """Replace the summaries and addenda of this admission by one report."""
