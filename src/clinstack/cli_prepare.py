@@ -69,26 +69,123 @@ def prepare_cohort(
 
 @prepare_app.command("mimic3")
 def prepare_mimic3(
-    source: Annotated[Path, typer.Option(help="Folder of MIMIC-III's CSV files, plain or gzipped.")],
+    source: Annotated[
+        str,
+        typer.Option(help="Folder of MIMIC-III's tables (.csv, .csv.gz, .parquet), a DuckDB file, or postgresql://…"),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    compat: Annotated[
+        str | None,
+        typer.Option(help="official: as the published scripts, bit for bit.", show_default="their errors put right"),
+    ] = None,
     text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole summaries.")] = (
         "admission"
     ),
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, with commas between them.", show_default="all that the source has")
+    ] = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of mimic_train.csv, mimic_val.csv and mimic_test.csv.", show_default="70/10/20 by patient"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    export_csv: Annotated[
+        Path | None,
+        typer.Option(help="Also write the published files, into mp, los, dia and pro here.", show_default=False),
+    ] = None,
+    notes: Annotated[bool, typer.Option(help="Write the table of all notes, for pretraining.")] = True,
     minimum_count: Annotated[int, typer.Option(help="Training admissions that make a code a class.")] = 10,
+    v_codes: Annotated[int, typer.Option(help="Characters that make the category of a V code: 3, or 4.")] = 3,
+    keep_errors: Annotated[bool, typer.Option("--keep-errors", help="Keep notes marked as errors.")] = False,
+    addenda_alone: Annotated[
+        bool, typer.Option("--addenda-alone", help="Keep admissions with addenda and no report.")
+    ] = False,
+    ventilation: Annotated[
+        str, typer.Option(help="Ventilation from charted events, a table of durations, or a file of labels.")
+    ] = "events",
+    ventilation_labels: Annotated[
+        Path | None, typer.Option(help="The file for --ventilation labels: HADM_ID, label.", show_default=False)
+    ] = None,
+    ventilation_definition: Annotated[
+        str, typer.Option(help="span: first start to last end plus 6 hours; sum: of the durations.")
+    ] = "span",
+    ventilation_days: Annotated[float, typer.Option(help="Days that make ventilation prolonged.")] = 7,
+    ventilation_text: Annotated[
+        str, typer.Option(help="admission: as the other tasks; before: notes written before ventilation.")
+    ] = "admission",
+    ventilation_stays: Annotated[
+        str, typer.Option(help="first: ICU stay of an admission; all: each, as published.")
+    ] = "first",
+    ventilation_exclusions: Annotated[
+        str | None,
+        typer.Option(help="Of head_neck_cancer, neuromuscular, burns, donors, with commas.", show_default="none"),
+    ] = None,
+    ventilation_minimum_days: Annotated[float, typer.Option(help="Days ventilated that an admission needs.")] = 0,
+    ventilation_early_note: Annotated[
+        bool, typer.Option("--ventilation-early-note", help="Need a nursing note within 48 hours.")
+    ] = False,
+    use_file_split: Annotated[
+        bool, typer.Option("--use-file-split", help="Keep the split in the file of labels, which is by admission.")
+    ] = False,
 ) -> None:
     """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
-    if text not in {"admission", "full"}:
-        raise InputError(f"--text is {text!r}; use admission or full.")
-    from clinstack.notes.attrition import attrition_rows
     from clinstack.notes.mimic3 import prepare_mimic3 as prepare
+    from clinstack.notes.mimic3_options import Mimic3Options
+    from clinstack.notes.ventilation_options import VentilationOptions
 
+    options = Mimic3Options(
+        compat,  # type: ignore[arg-type]  # checked there, as are the literals below
+        splits,
+        export_csv,
+        notes,
+        v_codes,
+        keep_errors,
+        addenda_alone,
+        VentilationOptions(
+            source=ventilation,  # type: ignore[arg-type]
+            file=ventilation_labels,
+            definition=ventilation_definition,  # type: ignore[arg-type]
+            days=ventilation_days,
+            text=ventilation_text,  # type: ignore[arg-type]
+            stays=ventilation_stays,  # type: ignore[arg-type]
+            exclusions=tuple(_listed(ventilation_exclusions) or ()),
+            minimum_days=ventilation_minimum_days,
+            early_note=ventilation_early_note,
+            use_file_split=use_file_split,
+        ),
+    )
     with _bars() as update:
-        result = prepare(source, out, seed, text, None, minimum_count, update)  # type: ignore[arg-type]  # checked
+        result = prepare(source, out, seed, text, _listed(tasks), minimum_count, update, options)  # type: ignore[arg-type]
     if result["synthetic"]:
         console.print("[yellow]Synthetic: everyone in these tables is invented.")
+    _show_attrition(out)
+    for name in result["tasks_left_out"]:
+        console.print(f"[yellow]{name} is left out: the source has none of its tables.")
+    outside = result["counts"].get("patients_in_no_list")
+    if outside:
+        console.print(f"[yellow]{outside:,} patient(s) of ADMISSIONS are in none of the split lists and left out.")
+    console.print(f"Written to {escape(str(out))}; DATASHEET.md there describes it.")
+
+
+def _listed(words: str | None) -> list[str] | None:
+    return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _show_attrition(out: Path) -> None:
+    """Show what each step of each task kept, and what each fix changed against the published scripts."""
+    from clinstack.notes.attrition import attrition_rows, change_rows
+
     console.print(attrition_table(attrition_rows(out)))
-    console.print(f"Written to {escape(str(out))}.")
+    changes = [row for row in change_rows(out) if row["rows"]]
+    if changes:
+        table = Table("task", "fix", "rows", title="Changed against the published scripts")
+        before = ""
+        for row in changes:
+            table.add_row("" if row["task"] == before else row["task"], row["fix"], f"{row['rows']:,}")
+            before = row["task"]
+        console.print(table)
 
 
 @prepare_app.command("mimic4")
@@ -228,6 +325,97 @@ def prepare_meds(
             samples = ", ".join(f"{split} {count:,}" for split, count in facts["samples"].items())
             console.print(f"  {kind}/{escape(name)}: {samples}{folders}")
     console.print(f"Prediction time: {result['prediction_time']}. Subject ids: {escape(result['subject_ids'])}.")
+    console.print(f"Written to {escape(str(out))}.")
+
+
+@prepare_app.command("table")
+def prepare_table(
+    spec: Annotated[
+        Path | None, typer.Argument(help="YAML file that says which column is what.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default=False)] = None,
+    check: Annotated[bool, typer.Option("--check", help="Read the first rows, show what is used, write nothing.")] = (
+        False
+    ),
+    example: Annotated[bool, typer.Option("--example", help="Print a commented YAML file to begin with.")] = False,
+) -> None:
+    """A hospital's own notes and labels to Notes: csv, Parquet, DuckDB, SQLite or PostgreSQL."""
+    if example:
+        from clinstack.notes.table_spec import EXAMPLE
+
+        typer.echo(EXAMPLE, nl=False)
+        return
+    if spec is None:
+        raise InputError("Name the YAML file; `clinstack prepare table --example` prints one to begin with.")
+    if check:
+        from clinstack.notes.table import check_table
+
+        table = Table("key", "read from", "column", "filled, first rows", title=f"What {escape(str(spec))} uses")
+        for row in check_table(spec):
+            table.add_row(*map(escape, row))
+        console.print(table)
+        console.print("Nothing was written.")
+        return
+    if out is None:
+        raise InputError("Name the folder to write with --out, or look first with --check.")
+    from clinstack.notes.table import prepare_table as prepare
+
+    with _bars() as update:
+        result = prepare(spec, out, update)
+    _print_notes_and_attrition(result, out)
+
+
+@prepare_app.command("fhir")
+def prepare_fhir(
+    source: Annotated[
+        Path, typer.Option(help="A file or folder of NDJSON (.ndjson, .jsonl, also .gz) or of Bundles (.json).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="mortality, length_of_stay, with a comma between them; notes alone without it."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split by patient.")] = 0,
+    text: Annotated[str, typer.Option(help="admission: what was known on admission; full: whole notes.")] = "admission",
+    note_types: Annotated[
+        list[str] | None, typer.Option("--note-type", help="Only these notes make a task's texts.", show_default="all")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Only notes of so many hours from admission make a task's texts.")
+    ] = None,
+    encounter_class: Annotated[
+        list[str] | None, typer.Option(help="Classes of encounters that are stays.", show_default="IMP ACUTE NONAC")
+    ] = None,
+    charset: Annotated[str, typer.Option(help="Of attachments that name none.")] = "utf-8",
+) -> None:
+    """FHIR R4 or R5: DocumentReference, Binary, Encounter and Patient to Notes."""
+    from clinstack.notes.fhir import FhirOptions
+    from clinstack.notes.fhir import prepare_fhir as prepare
+
+    options = FhirOptions(
+        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip() not in ("", "none")),
+        seed=seed,
+        text=text,  # type: ignore[arg-type]  # checked by FhirOptions
+        note_types=tuple(note_types) if note_types else None,
+        hours=hours,
+        encounter_classes=tuple(encounter_class) if encounter_class else None,
+        charset=charset,
+    )
+    with _bars() as update:
+        result = prepare(source, out, options, update)
+    for reason, count in result["counts"]["documents_skipped"].items():
+        console.print(f"  skipped, {escape(reason)}: {count:,}")
+    _print_notes_and_attrition(result, out)
+
+
+def _print_notes_and_attrition(result: dict[str, Any], out: Path) -> None:
+    from clinstack.notes.attrition import attrition_rows
+
+    counts = result["counts"]
+    patients = ", ".join(f"{name} {count:,}" for name, count in counts["patients"].items())
+    console.print(f"{counts['notes']:,} notes of {sum(counts['patients'].values()):,} patients ({patients}).")
+    if counts["examples"]:
+        console.print(attrition_table(attrition_rows(out)))
     console.print(f"Written to {escape(str(out))}.")
 
 

@@ -39,7 +39,27 @@ def attrition_rows(notes: Path) -> list[dict[str, Any]]:
     InputError
         If the folder holds no examples.
     """
+    return [{"task": content["task"], **step} for content in _contents(notes) for step in content["steps"]]
+
+
+def change_rows(notes: Path) -> list[dict[str, Any]]:
+    """Return what a builder changes against the published one, one row for each fix of each task.
+
+    Returns
+    -------
+    list of dict
+        Keys ``task``, ``fix``, ``quirk``, ``rows`` and ``what``, tasks in alphabetical order.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no examples.
+    """
+    return [{"task": content["task"], **row} for content in _contents(notes) for row in content.get("changes", ())]
+
+
+def _contents(notes: Path) -> list[dict[str, Any]]:
     files = sorted((notes / "examples").glob("*/attrition.json"))
     if not files:
         raise InputError(f"{notes / 'examples'} holds no attrition.json; name a folder written by `clinstack prepare`.")
-    return [{"task": content["task"], **step} for content in map(read_json, files) for step in content["steps"]]
+    return [read_json(file) for file in files]

@@ -21,12 +21,22 @@ RULES: dict[str, re.Pattern[str]] = {
 """Rules for dropping an admission, by name, in the order in which they are tried."""
 
 
+_WORDS = ("expired", "died", "passed", "deceased", "pronounced", "death")
+
+
 def without_charted_death(text: str) -> str:
     """Remove mentions of the patient's death from physical exam and medication, where they were charted later.
 
     All mentions go, each within its section, and whole words only; "the expired insulin" and "mother died" stay.
     """
     return _SECTION.sub(lambda found: found.group(1) + " ".join(_REMOVED.sub("", found.group(2)).split()), text)
+
+
+def may_tell_death(text: str) -> bool:
+    """Whether a text holds a word without which no rule applies; a quick look before the slow one."""
+    lowered = text.lower()
+    # Beyond ASCII a letter may match another one whose lower case differs.
+    return not text.isascii() or any(word in lowered for word in _WORDS)
 
 
 def death_rule(text: str) -> str | None:

@@ -8,6 +8,7 @@ training split.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +26,13 @@ def length_of_stay_class(stay: timedelta) -> int | None:
     return sum(stay > bound for bound in _BINS)
 
 
-def diagnosis_category(code: str) -> str:
-    """Return the ICD-9 category of a diagnosis code: three characters, four for external causes (E885)."""
+def diagnosis_category(code: str, v_characters: int = 3) -> str:
+    """Return the ICD-9 category of a diagnosis code: three characters, four for external causes (E885).
+
+    ``v_characters`` 4 keeps one more of V codes (V458), as the published label space does.
+    """
     bare = code.strip().upper().replace(".", "")
-    return bare[:4] if bare.startswith("E") else bare[:3]
+    return bare[: {"E": 4, "V": v_characters}.get(bare[:1], 3)]
 
 
 def procedure_category(code: str) -> str:
@@ -58,7 +62,9 @@ def label_length_of_stay(connection: Any, attrition: Attrition) -> None:
     _store(connection, [row[0] for row in labelled], [row[1] for row in labelled], "BIGINT")
 
 
-def label_codes(connection: Any, attrition: Attrition, table: str, minimum_count: int) -> dict[str, Any]:
+def label_codes(
+    connection: Any, attrition: Attrition, table: str, minimum_count: int, category: Callable[[str], str]
+) -> dict[str, Any]:
     """Make ``labelled`` (hadm, label): the code categories of each admission.
 
     The label list holds the categories that at least ``minimum_count`` admissions of the training split have. Rarer
@@ -75,18 +81,20 @@ def label_codes(connection: Any, attrition: Attrition, table: str, minimum_count
         ``DIAGNOSES_ICD`` or ``PROCEDURES_ICD``.
     minimum_count : int
         At least 1.
+    category : callable
+        From a code to its category.
 
     Returns
     -------
     dict
-        ``classes`` in the order of their codes, and what was left out.
+        ``classes`` in the order of their codes, ``shortened``: the admissions that lost a category, and what was left
+        out.
 
     Raises
     ------
     InputError
         If no category is frequent enough.
     """
-    category = diagnosis_category if table == "DIAGNOSES_ICD" else procedure_category
     rows = connection.execute(
         f"SELECT hadm, split, {table}.ICD9_CODE FROM candidates JOIN {table} ON {table}.HADM_ID = candidates.hadm "
         f"WHERE trim({table}.ICD9_CODE) <> '' ORDER BY hadm"
@@ -113,6 +121,7 @@ def label_codes(connection: Any, attrition: Attrition, table: str, minimum_count
     everywhere = Counter(code for found in codes.values() for code in found)
     return {
         "classes": classes,
+        "shortened": {hadm for hadm, found in codes.items() if not found <= listed},
         "minimum_count": minimum_count,
         "categories": len(everywhere),
         "categories_below_minimum": sum(code in counts and code not in listed for code in everywhere),

@@ -1,48 +1,50 @@
 """From MIMIC-III, or a synthetic cohort in its form, to Notes: notes, splits and examples of the five outcomes.
 
 The tasks are those of van Aken et al. 2021 (mortality, length of stay, diagnoses, procedures) and of Huang et al. 2020
-(prolonged mechanical ventilation), as Gema et al. 2023 use them. The published scripts' errors are put right, so label
-spaces and counts differ from the published ones; `attrition.json` says where everybody went.
+(prolonged mechanical ventilation), as Gema et al. 2023 use them. With ``compat="official"`` the former four are what
+the published scripts write, bit for bit; without, the errors of the scripts are put right, and `attrition.json` names
+each fix with the rows that it changes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from clinstack import __version__
 from clinstack.errors import InputError
-from clinstack.files import read_json, replacing_directory
-from clinstack.notes.attrition import Attrition
-from clinstack.notes.discharge_notes import build_texts, clean_notes, drop_death_mentions, write_notes
-from clinstack.notes.labels import LENGTH_OF_STAY_CLASSES, label_codes, label_length_of_stay, label_mortality
-from clinstack.notes.source_tables import SourceTables
-from clinstack.notes.splits import SPLITS, assign_splits
-from clinstack.notes.ventilation import label_ventilation, open_ventilation_tables
-from clinstack.tasks import OUTCOMES, Task
+from clinstack.files import replacing_directory
+from clinstack.notes.mimic3_options import CODE_TABLES, Mimic3Options, Text
+from clinstack.notes.prepared import PreparedFolder, Progress, is_synthetic_source, prepared_folder
+from clinstack.notes.source_tables import SourceTables, is_address, shown
+from clinstack.notes.splits import assign_splits
+from clinstack.notes.ventilation_options import VentilationOptions
+from clinstack.tasks import OUTCOMES
 
-Text = Literal["admission", "full"]
-Progress = Callable[[str, int, int], None]
-_CODE_TABLES = {"diagnoses": "DIAGNOSES_ICD", "procedures": "PROCEDURES_ICD"}
+SPLIT_LISTS = {"train": "mimic_train.csv", "validation": "mimic_val.csv", "test": "mimic_test.csv"}
+_VENTILATION = ("PATIENTS", "ICUSTAYS", "CHARTEVENTS", "PROCEDUREEVENTS_MV", "VENTDURATIONS", "VENTILATION_DURATIONS")
+
+
+STANDARD = Mimic3Options()
 
 
 def prepare_mimic3(
-    source: Path,
+    source: Path | str,
     out: Path,
     seed: int = 0,
     text: Text = "admission",
     tasks: Sequence[str] | None = None,
     minimum_count: int = 10,
     progress: Progress | None = None,
+    options: Mimic3Options = STANDARD,
 ) -> dict[str, Any]:
-    """Prepare notes and the examples of the outcome tasks from a folder of MIMIC-III's csv files.
+    """Prepare notes and the examples of the outcome tasks from MIMIC-III's tables.
 
     Parameters
     ----------
-    source : Path
-        Folder of NOTEEVENTS, ADMISSIONS and what the tasks need, as ``.csv`` or ``.csv.gz``.
+    source : Path or str
+        Where NOTEEVENTS, ADMISSIONS and what the tasks need are; see `SourceTables`.
     out : Path
         Folder to write, in one step at the end; an earlier output there is replaced, anything else is refused.
     seed : int
@@ -50,11 +52,14 @@ def prepare_mimic3(
     text : {"admission", "full"}
         Whether an example holds only what was known on admission, or the whole discharge summary.
     tasks : sequence of str, optional
-        Names out of `clinstack.tasks.OUTCOMES`; all five without it.
+        Names out of `clinstack.tasks.OUTCOMES`. Without it all five, prolonged ventilation only if the source has one
+        of its tables.
     minimum_count : int
-        How many training admissions must have a code category for it to become a class.
+        How many training admissions must have a code category for it to become a class. Of no use with ``official``.
     progress : callable, optional
         Called with a description, the units done and the units in all.
+    options : Mimic3Options
+        Everything else.
 
     Returns
     -------
@@ -64,221 +69,233 @@ def prepare_mimic3(
     Raises
     ------
     InputError
-        If an argument, a table or a column is wrong; nothing is written then.
+        If an argument, a table, a column or a row is wrong; nothing is written then.
     """
-    import duckdb
-
-    chosen = _checked_tasks(tasks)
     if text not in get_args(Text):
         raise InputError(f"text is {text!r}; use {' or '.join(get_args(Text))}.")
     if minimum_count < 1:
         raise InputError(f"minimum_count is {minimum_count}; use 1 or more.")
-    _refuse_other_folder(out)
-    synthetic = _is_synthetic(source)
-    label = "synthetic cohort" if synthetic else "mimic3"
-    with replacing_directory(out) as folder:
-        scratch = folder / ".scratch"
-        scratch.mkdir()
-        with duckdb.connect(str(scratch / "tables.duckdb")) as connection:
-            connection.execute(f"SET temp_directory = '{_quoted(scratch / 'spill')}'")
-            _report(progress, "Opening tables", 0, 1)
-            tables = SourceTables(connection, source)
-            _open_tables(tables, chosen)
-            _report(progress, "Opening tables", 1, 1)
-            counts = _split_patients(connection, folder, seed)
-            _report(progress, "Cleaning notes", 0, 1)
-            counts |= clean_notes(connection)
-            write_notes(connection, folder / "notes" / "notes.parquet", label)
-            _report(progress, "Cleaning notes", 1, 1)
-            attrition = _select_admissions(connection)
-            build_texts(connection, scratch, text == "admission", attrition, progress)
-            connection.execute(_CANDIDATES)
-            counts["examples"] = {}
-            for done, name in enumerate(chosen):
-                _report(progress, "Labelling tasks", done, len(chosen))
-                counts["examples"][name] = _write_task(connection, folder, scratch, name, attrition, minimum_count)
-            _report(progress, "Labelling tasks", len(chosen), len(chosen))
-            hashes = tables.hashes()
-        _remove(scratch)
-        facts = {
-            "source": "mimic3",
-            "synthetic": synthetic,
-            "seed": seed,
-            "text": text,
-            "minimum_count": minimum_count,
-            "tables": hashes,
-            "counts": counts,
-            "clinstack": __version__,
-        }
-        _write_json(folder / "prepare.json", facts)
-    return facts
-
-
-def _checked_tasks(tasks: Sequence[str] | None) -> tuple[str, ...]:
-    wanted = tuple(OUTCOMES) if tasks is None else tuple(tasks)
-    unknown = [name for name in wanted if name not in OUTCOMES]
-    if unknown or not wanted:
+    unknown = [name for name in tasks or () if name not in OUTCOMES]
+    if unknown or (tasks is not None and not tasks):
         raise InputError(f"tasks: {', '.join(unknown) or 'none named'}; choose from {', '.join(OUTCOMES)}.")
-    return tuple(name for name in OUTCOMES if name in wanted)
+    synthetic = not is_address(source) and is_synthetic_source(Path(source))
+    with prepared_folder(out, progress) as prepared:
+        tables = SourceTables(prepared.connection, source, progress)
+        wanted, left_out = _available_tasks(tables, tasks, options.ventilation)
+        open_tables(prepared, tables, wanted, options)
+        facts = _build(prepared, tables, wanted, seed, text, minimum_count, options, synthetic)
+        result = prepared.finish(
+            {
+                "source": "mimic3",
+                "from": shown(source) if is_address(source) else None,
+                "synthetic": synthetic,
+                "seed": seed,
+                "text": text,
+                "compat": options.compat,
+                "minimum_count": None if options.compat else minimum_count,
+                "split_lists": options.splits is not None,
+                "tasks_left_out": left_out,
+                "tables": tables.hashes(),
+                "counts": facts,
+            }
+        )
+        if options.export_csv:
+            _hand_over(prepared.scratch / "export", options.export_csv)
+    return result
 
 
-def _refuse_other_folder(out: Path) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the notes.")
-    if any(out.iterdir()) and not (out / "prepare.json").is_file():
-        raise InputError(f"{out} is not empty and was not written by `clinstack prepare`; name another folder.")
+def _available_tasks(
+    tables: SourceTables, tasks: Sequence[str] | None, ventilation: VentilationOptions
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the tasks to build, and those left out since the source has nothing of theirs."""
+    if tasks is not None:
+        return tuple(name for name in OUTCOMES if name in tasks), []
+    ventilated = ventilation.source == "labels" or any(tables.has(name) for name in _VENTILATION)
+    left_out = [] if ventilated else ["prolonged_ventilation"]
+    return tuple(name for name in OUTCOMES if name not in left_out), left_out
 
 
-def _is_synthetic(source: Path) -> bool:
-    marker = source / "cohort.json"
-    if not marker.is_file():
-        return False
-    try:
-        return bool(read_json(marker).get("synthetic"))
-    except (ValueError, AttributeError):
-        raise InputError(f"{marker} is damaged; write the cohort again.") from None
-
-
-def _open_tables(tables: SourceTables, chosen: tuple[str, ...]) -> None:
-    tables.open(
-        "ADMISSIONS",
-        {
-            "SUBJECT_ID": "BIGINT",
-            "HADM_ID": "BIGINT",
-            "ADMITTIME": "TIMESTAMP",
-            "DISCHTIME": "TIMESTAMP",
-            "ADMISSION_TYPE": "VARCHAR",
-            "HOSPITAL_EXPIRE_FLAG": "VARCHAR",
-        },
-        "Every task needs it.",
-    )
-    tables.open(
-        "NOTEEVENTS",
-        {
-            "ROW_ID": "BIGINT",
-            "SUBJECT_ID": "BIGINT",
-            "HADM_ID": "BIGINT",
-            "CHARTDATE": "TIMESTAMP",
-            "CHARTTIME": "TIMESTAMP",
-            "CATEGORY": "VARCHAR",
-            "DESCRIPTION": "VARCHAR",
-            "ISERROR": "VARCHAR",
-            "TEXT": "VARCHAR",
-        },
-        "Every task needs it.",
-    )
-    for name, table in _CODE_TABLES.items():
+def open_tables(prepared: PreparedFolder, tables: SourceTables, chosen: Sequence[str], options: Mimic3Options) -> None:
+    """Load every table but NOTEEVENTS, check what all tasks rely on, and write ``admissions.parquet``."""
+    needed = "Every task needs it."
+    tables.reader("NOTEEVENTS", needed)
+    columns = {
+        "SUBJECT_ID": "BIGINT",
+        "HADM_ID": "BIGINT",
+        "ADMITTIME": "TIMESTAMP",
+        "DISCHTIME": "TIMESTAMP",
+        "ADMISSION_TYPE": "VARCHAR",
+        "HOSPITAL_EXPIRE_FLAG": "VARCHAR",
+    }
+    present = {name.upper() for name in tables.reader("ADMISSIONS", needed).columns}
+    columns |= {name: "VARCHAR" for name in ("ETHNICITY", "INSURANCE") if name in present}
+    tables.open("ADMISSIONS", columns, needed)
+    _check_admissions(tables, options)
+    _write_admissions(prepared, tables)
+    for name, table in CODE_TABLES.items():
         if name in chosen:
             remedy = f"{name} needs it: add the file, or leave the task out."
-            tables.open(table, {"HADM_ID": "BIGINT", "ICD9_CODE": "VARCHAR"}, remedy)
+            # The published scripts take codes as they come, also those that have lost their leading zeros.
+            kind = "VARCHAR" if options.compat else "CODE"
+            tables.open(table, {"SUBJECT_ID": "BIGINT", "HADM_ID": "BIGINT", "ICD9_CODE": kind}, remedy)
+            if not options.compat:
+                _check_codes(tables, table)
     if "prolonged_ventilation" in chosen:
-        open_ventilation_tables(tables)
+        from clinstack.notes.ventilation import open_ventilation_tables
+
+        open_ventilation_tables(tables, options.ventilation)
 
 
-def _split_patients(connection: Any, folder: Path, seed: int) -> dict[str, Any]:
-    """Write ``splits.parquet`` for all patients with an admission or a note, and register it as ``splits``."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _check_admissions(tables: SourceTables, options: Mimic3Options) -> None:
+    execute = tables.connection.execute
+    place = tables.place("ADMISSIONS")
+    repeated = execute(
+        "SELECT rowid + 1, HADM_ID FROM ADMISSIONS "
+        "QUALIFY HADM_ID IS NULL OR row_number() OVER (PARTITION BY HADM_ID ORDER BY rowid) > 1 ORDER BY rowid LIMIT 1"
+    ).fetchone()
+    if repeated:
+        raise InputError(
+            f"{place}, row {repeated[0]:,}: column HADM_ID has empty or repeated values; each admission needs its own."
+        )
+    # Some MIMIC-III stays end up to a day before they begin; they are counted, not refused.
+    reversed_ = execute(
+        "SELECT rowid + 1 FROM ADMISSIONS WHERE DISCHTIME < ADMITTIME - INTERVAL 1 DAY ORDER BY rowid LIMIT 1"
+    ).fetchone()
+    if reversed_ and not options.compat:
+        raise InputError(
+            f"{place}, row {reversed_[0]:,}: dates are out of order, DISCHTIME is more than a day before ADMITTIME. "
+            f"Correct the row, or export the table again."
+        )
 
-    rows = connection.execute("SELECT SUBJECT_ID FROM ADMISSIONS UNION SELECT SUBJECT_ID FROM NOTEEVENTS").fetchall()
-    split = assign_splits((str(row[0]) for row in rows if row[0] is not None), seed)
-    table = pa.table({"patient_id": list(split), "split": list(split.values())})
-    pq.write_table(table, folder / "splits.parquet")
-    connection.register("splits", table)
-    return {"patients": {name: sum(value == name for value in split.values()) for name in SPLITS}}
+
+def _check_codes(tables: SourceTables, table: str) -> None:
+    """Refuse codes that a program took for numbers: none begins with a zero, and some are too short to be codes."""
+    digits = "regexp_matches(trim(ICD9_CODE), '^[0-9]+$')"
+    zeros, short, row = tables.connection.execute(
+        f"SELECT count(*) FILTER (WHERE trim(ICD9_CODE) LIKE '0%'), "
+        f"count(*) FILTER (WHERE {digits} AND length(trim(ICD9_CODE)) < 3), "
+        f"min(rowid + 1) FILTER (WHERE {digits} AND length(trim(ICD9_CODE)) < 3) FROM {table}"
+    ).fetchone()
+    if short and not zeros:
+        raise InputError(
+            f"{tables.place(table)}, row {row:,}: column ICD9_CODE has {short} code(s) of fewer than three digits and "
+            f"none that begins with 0: codes were read as numbers and have lost their leading zeros. Export the column "
+            f"as text."
+        )
 
 
-def _select_admissions(connection: Any) -> Attrition:
-    """Make the table ``grown``: the admissions that are not a newborn's."""
-    attrition = Attrition()
-    admissions, distinct = connection.execute("SELECT count(*), count(DISTINCT HADM_ID) FROM ADMISSIONS").fetchone()
-    if admissions != distinct:
-        raise InputError("ADMISSIONS: column HADM_ID has empty or repeated values; each admission needs its own.")
-    attrition.step("admissions", admissions)
-    connection.execute(
-        """
-        CREATE TABLE grown AS
-        SELECT HADM_ID AS hadm, SUBJECT_ID AS subject, ADMITTIME AS admitted, DISCHTIME AS discharged,
+def _write_admissions(prepared: PreparedFolder, tables: SourceTables) -> None:
+    """Write ``admissions.parquet``: ages and groups where the source has them."""
+    patients = "(SELECT NULL::BIGINT AS SUBJECT_ID, NULL::VARCHAR AS GENDER, NULL::TIMESTAMP AS DOB LIMIT 0)"
+    if tables.has("PATIENTS"):
+        present = {name.upper() for name in tables.reader("PATIENTS").columns}
+        kinds = {"SUBJECT_ID": "BIGINT", "GENDER": "VARCHAR", "DOB": "TIMESTAMP"}
+        if present >= kinds.keys():
+            tables.open("PATIENTS", kinds)
+            patients = "PATIENTS"
+    has = {row[0] for row in prepared.connection.execute("DESCRIBE ADMISSIONS").fetchall()}
+    optional = ", ".join(
+        f"{name if name in has else 'NULL::VARCHAR'} AS {name.lower()}" for name in ("ETHNICITY", "INSURANCE")
+    )
+    prepared.write_admissions(
+        f"""
+        SELECT HADM_ID::VARCHAR AS encounter_id, ADMISSIONS.SUBJECT_ID::VARCHAR AS patient_id, ADMITTIME AS admitted,
+            DISCHTIME AS discharged, date_diff('day', DOB, ADMITTIME) / 365.2425 AS age, trim(GENDER) AS sex,
+            {optional}, ADMISSION_TYPE AS admission_type,
             CASE trim(HOSPITAL_EXPIRE_FLAG) WHEN '1' THEN 1 WHEN '0' THEN 0 END AS died
-        FROM ADMISSIONS WHERE coalesce(trim(ADMISSION_TYPE), '') <> 'NEWBORN'
+        FROM ADMISSIONS LEFT JOIN {patients} AS patients ON patients.SUBJECT_ID = ADMISSIONS.SUBJECT_ID
+        ORDER BY HADM_ID
         """
     )
-    attrition.step("not a newborn's", connection.execute("SELECT count(*) FROM grown").fetchone()[0])
-    return attrition
 
 
-_CANDIDATES = """
-CREATE TABLE candidates AS
-SELECT grown.*, split FROM grown JOIN texts USING (hadm) JOIN splits ON splits.patient_id = grown.subject::VARCHAR
-"""
+def _build(
+    prepared: PreparedFolder,
+    tables: SourceTables,
+    chosen: tuple[str, ...],
+    seed: int,
+    text: Text,
+    minimum_count: int,
+    options: Mimic3Options,
+    synthetic: bool,
+) -> dict[str, Any]:
+    """Read the notes once, then write splits, notes and tasks; return the counts."""
+    from clinstack.notes.mimic3_tasks import write_default_tasks, write_official_tasks
+    from clinstack.notes.notes_table import NotesTable
+    from clinstack.notes.summaries import read_summaries
+    from clinstack.notes.text_store import TextStore
+
+    notes = NotesTable(prepared, options.keep_errors) if options.notes else None
+    with TextStore(prepared.scratch / "raw.bin") as raw:
+        summaries = read_summaries(tables, raw, notes.add if notes else None)
+        patients = {row[0] for row in prepared.connection.execute("SELECT SUBJECT_ID FROM ADMISSIONS").fetchall()}
+        split_of = _splits(options.splits, patients, (notes.patients() if notes else set()), seed)
+        counts: dict[str, Any] = {"patients": prepared.use_splits({str(key): where for key, where in split_of.items()})}
+        if options.splits:
+            counts["patients_in_no_list"] = len(patients - split_of.keys())
+        if notes:
+            counts |= notes.write("synthetic cohort" if synthetic else "mimic3")
+        if options.compat:
+            export = prepared.scratch / "export" if options.export_csv else None
+            counts["examples"] = write_official_tasks(
+                prepared, tables, summaries, raw, split_of, chosen, text == "admission", export, options.ventilation
+            )
+        else:
+            counts["examples"] = write_default_tasks(
+                prepared, tables, summaries, raw, split_of, chosen, text == "admission", minimum_count, options
+            )
+    return counts
 
 
-def _write_task(
-    connection: Any, folder: Path, scratch: Path, name: str, start: Attrition, minimum_count: int
-) -> dict[str, int]:
-    """Write the examples of one task; return the number of rows of each split."""
-    attrition = start.copy()
-    texts, facts = "texts", dict[str, Any]()
-    if name == "mortality":
-        label_mortality(connection, attrition)
-        drop_death_mentions(connection, scratch, attrition)
-        texts = "safe_texts"
-        task = Task(name, "binary", ("survived", "died"), "Death in the hospital.")
-    elif name == "length_of_stay":
-        label_length_of_stay(connection, attrition)
-        task = Task(name, "multiclass", LENGTH_OF_STAY_CLASSES, "Length of stay of those who left alive.")
-    elif name == "prolonged_ventilation":
-        label_ventilation(connection, attrition)
-        task = Task(name, "binary", ("under 7 days", "7 days or more"), "Prolonged mechanical ventilation.")
-    else:
-        facts = label_codes(connection, attrition, _CODE_TABLES[name], minimum_count)
-        kind = "ICD-9 categories" if name == "diagnoses" else "ICD-9 procedure categories"
-        task = Task(name, "multilabel", tuple(facts.pop("classes")), f"{kind} of the admission.")
-    target = folder / "examples" / name
-    target.mkdir(parents=True)
-    task.save(target)
-    summary = {}
-    for split in SPLITS:
-        query = f"""
-            SELECT hadm::VARCHAR AS example_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id,
-                text, label
-            FROM labelled JOIN candidates USING (hadm) JOIN {texts} USING (hadm) WHERE split = '{split}' ORDER BY hadm
-        """
-        path = target / f"{split}.parquet"
-        connection.execute(f"COPY ({query}) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
-        summary[split] = _summary(connection, path, task)
-    _write_json(target / "attrition.json", {"task": name, "steps": attrition.steps, "splits": summary, **facts})
-    return {split: content["rows"] for split, content in summary.items()}
+def _splits(lists: Path | None, patients: set[int | None], note_patients: set[int], seed: int) -> dict[int, str]:
+    """Return the split of each patient.
+
+    Patients of ADMISSIONS are split among themselves, those who have nothing but notes among themselves: so the
+    examples are the same whether the table of notes is written or not.
+    """
+    admitted = {patient for patient in patients if patient is not None}
+    if lists is None:
+        result = assign_splits(map(str, admitted), seed) | assign_splits(map(str, note_patients - admitted), seed)
+        return {int(patient): split for patient, split in sorted(result.items())}
+    listed = read_split_lists(lists)
+    return {patient: listed[patient] for patient in sorted(admitted | note_patients) if patient in listed}
 
 
-def _summary(connection: Any, path: Path, task: Task) -> dict[str, Any]:
-    """Count the rows, patients and labels of one file of examples."""
-    file = f"'{_quoted(path)}'"
-    rows, patients = connection.execute(f"SELECT count(*), count(DISTINCT patient_id) FROM {file}").fetchone()
-    value = "unnest(label)" if task.kind == "multilabel" else "label"
-    counted = f"SELECT value, count(*) FROM (SELECT {value} AS value FROM {file}) GROUP BY value"
-    found = dict(connection.execute(counted).fetchall())
-    keys = task.classes if task.kind == "multilabel" else range(len(task.classes))
-    counts = {name: found.get(key, 0) for name, key in zip(task.classes, keys, strict=True)}
-    return {"rows": rows, "patients": patients, "labels": counts}
+def read_split_lists(folder: Path) -> dict[int, str]:
+    """Read the three published lists of patients.
+
+    Raises
+    ------
+    InputError
+        If one is missing, has no column SUBJECT_ID, or a patient stands in two lists.
+    """
+    import duckdb
+
+    result: dict[int, str] = {}
+    with duckdb.connect() as connection:
+        tables = SourceTables(connection, folder)
+        for split, name in SPLIT_LISTS.items():
+            table = name.removesuffix(".csv")
+            tables.open(table, {"SUBJECT_ID": "BIGINT"}, "The folder of split lists needs it.")
+            for (patient,) in connection.execute(f"SELECT DISTINCT SUBJECT_ID FROM {table}").fetchall():
+                if patient is not None and result.setdefault(patient, split) != split:
+                    raise InputError(
+                        f"{tables.place(table)}: the patient {patient} is also in {SPLIT_LISTS[result[patient]]}; "
+                        f"a patient belongs to one split."
+                    )
+    return result
 
 
-def _report(progress: Progress | None, description: str, done: int, total: int) -> None:
-    if progress:
-        progress(description, done, total)
+def _hand_over(written: Path, export: Path) -> None:
+    """Put the published files where they were asked for, folder by folder in one step each."""
+    from clinstack.notes.official.export import CODE_LISTS, FILES
 
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = tuple(name for _, name, _ in FILES.values())
+    for folder in sorted(written.iterdir()):
+        target = export / folder.name
+        for old in target.iterdir() if target.is_dir() else ():
+            if not old.name.startswith(known) and old.name not in CODE_LISTS.values():
+                raise InputError(f"{old} is not one of the published files; name another folder to export to.")
+        with replacing_directory(target) as temporary:
+            for file in folder.iterdir():
+                shutil.copyfile(file, temporary / file.name)

@@ -103,9 +103,7 @@ class PreparedFolder:
             Rows of each split.
         """
         with ExamplesWriter(self.folder / "examples" / task.name, task) as writer:
-            cursor = self.connection.cursor().execute(query)
-            reader = cursor.to_arrow_reader(_ROW_GROUP)
-            for batch in reader:
+            for batch in self.connection.cursor().sql(query).to_arrow_reader(_ROW_GROUP):
                 writer.write(batch)
         return self.finish_task(task, attrition, facts)
 

@@ -134,7 +134,7 @@ class DuckTable(TableReader):
         """Yield the rows; see `TableReader.rows`."""
         total = self._connection.execute(f"SELECT count(*) FROM {self._table}").fetchone()[0]
         names = ", ".join(f"CAST({_identifier(name)} AS VARCHAR) AS c{index}" for index, name in enumerate(columns))
-        reader = self._connection.cursor().execute(f"SELECT {names} FROM {self._table}").to_arrow_reader(_BATCH_ROWS)
+        reader = self._connection.cursor().sql(f"SELECT {names} FROM {self._table}").to_arrow_reader(_BATCH_ROWS)
         batches = (batch.rename_columns(list(columns)) for batch in reader)
         yield from _containing(_numbered(batches, columns, total, progress), columns, containing)
 

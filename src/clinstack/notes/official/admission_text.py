@@ -25,8 +25,8 @@ _ANY_CASE = [re.compile(re.escape(header), re.IGNORECASE) for _, header in SECTI
 _CLOSING = re.compile(r"\n(?=\n[^(\\|\d.)\n]+:)")
 
 
-def official_admission_text(text: str) -> str | None:
-    """Return the admission part of a summary, None without complaint, present illness and history.
+def official_sections(text: str) -> list[str]:
+    """Return what the published script found under each header of `SECTIONS`, an empty text where it found nothing.
 
     Parameters
     ----------
@@ -46,6 +46,12 @@ def official_admission_text(text: str) -> str | None:
             begin = match.end() if match else -1
         closing = _CLOSING.search(text, begin + 1) if begin >= 0 else None
         found.append(text[begin : closing.start()].replace("\n", " ").strip() if closing else "")
+    return found
+
+
+def official_admission_text(text: str) -> str | None:
+    """Return the admission part of a summary, None without complaint, present illness and history."""
+    found = official_sections(text)
     if not any(found[:3]):
         return None
     return "\n\n".join(f"{title}: {section}" for (title, _), section in zip(SECTIONS, found, strict=True))

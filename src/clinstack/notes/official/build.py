@@ -13,7 +13,7 @@ from clinstack.errors import InputError
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.labels import LENGTH_OF_STAY_CLASSES
 from clinstack.notes.official.admission_text import DEATH_RULES, official_mortality_text
-from clinstack.notes.official.export import export_codes, export_rows
+from clinstack.notes.official.export import FILES, export_codes, export_rows
 from clinstack.notes.official.labels import (
     AdmissionFacts,
     diagnosis_group,
@@ -27,9 +27,10 @@ from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
 from clinstack.notes.source_tables import SourceTables
 from clinstack.notes.splits import SPLITS
 from clinstack.notes.text_store import TextStore
+from clinstack.notes.ventilation_examples import label_with_texts, ventilation_task
+from clinstack.notes.ventilation_options import VentilationOptions
 from clinstack.tasks import Task
 
-OFFICIAL_TASKS = ("mortality", "length_of_stay", "diagnoses", "procedures")
 SHUFFLE_SEED = 123
 """Of the published scripts."""
 _BATCH = 512
@@ -37,12 +38,13 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class LabelledText:
-    """An example: the admission, its patient, the number of its text, and its label as pandas wrote it."""
+    """An example: admission, patient, number of the text, label as pandas wrote it; and a split of the task's own."""
 
     hadm: int
     subject: int
     text: int
     label: Any
+    split: str | None = None
 
 
 @dataclass
@@ -67,6 +69,8 @@ class OfficialBuilder:
         Whether the texts are cut to the admission sections, for the names of the files.
     export : Path or None
         Folder of the published files.
+    ventilation : VentilationOptions
+        Of the fifth task, which the published scripts do not build.
     """
 
     prepared: PreparedFolder
@@ -77,24 +81,28 @@ class OfficialBuilder:
     split_of: dict[int, str]
     admission_only: bool
     export: Path | None
+    ventilation: VentilationOptions
 
     def write(self, name: str, start: Attrition) -> dict[str, int]:
         """Write a task; return the rows of each split."""
         attrition = start.copy()
-        rows, task = getattr(self, f"_{name}")(attrition)
-        listed = [row for row in rows if row.subject in self.split_of]
+        rows, task, facts = getattr(self, f"_{name}")(attrition)
+        listed = [row for row in rows if self._split(row)]
         attrition.step("of a patient in one of the splits", len(listed))
         with ExamplesWriter(self.prepared.folder / "examples" / name, task) as writer:
             for split in SPLITS:
-                chosen = shuffled([row for row in listed if self.split_of[row.subject] == split], SHUFFLE_SEED)
-                if self.export:
+                chosen = shuffled([row for row in listed if self._split(row) == split], SHUFFLE_SEED)
+                if self.export and name in FILES:
                     named = ((row.hadm, row.text, row.label) for row in chosen)
                     export_rows(self.export, name, split, self.admission_only, named, self.store)
                 for batch in self._batches(chosen, split, task):
                     writer.write(batch)
         if self.export and task.kind == "multilabel":
             export_codes(self.export, name, list(task.classes))
-        return self.prepared.finish_task(task, attrition, {"compat": "official"})
+        return self.prepared.finish_task(task, attrition, {"compat": "official", **facts})
+
+    def _split(self, row: LabelledText) -> str | None:
+        return row.split or self.split_of.get(row.subject)
 
     def _batches(self, rows: Sequence[LabelledText], split: str, task: Task) -> Iterator[pa.Table]:
         for start in range(0, len(rows), _BATCH):
@@ -115,7 +123,7 @@ class OfficialBuilder:
                 }
             )
 
-    def _mortality(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+    def _mortality(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         flags = {hadm: facts.died for hadm, facts in self.admissions.items()}
         wrong = next((hadm for hadm, flag in flags.items() if flag not in (None, 0, 1)), None)
         if wrong is not None:
@@ -132,9 +140,9 @@ class OfficialBuilder:
                 number = item.text if safe == text else self.store.add(safe.encode())
                 rows.append(LabelledText(item.hadm, item.subject, number, flags[item.hadm]))
         attrition.step(f"text without: {', '.join(DEATH_RULES)}", len(rows))
-        return rows, Task("mortality", "binary", ("survived", "died"), "Death in the hospital.")
+        return rows, Task("mortality", "binary", ("survived", "died"), "Death in the hospital."), {}
 
-    def _length_of_stay(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+    def _length_of_stay(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         labels = length_of_stay_labels(self.admissions)
         rows = [
             LabelledText(item.hadm, item.subject, item.text, labels[item.hadm])
@@ -143,15 +151,15 @@ class OfficialBuilder:
         ]
         attrition.step("left the hospital alive", len(rows))
         description = "Length of stay of those who left alive, days rounded to a tenth."
-        return rows, Task("length_of_stay", "multiclass", LENGTH_OF_STAY_CLASSES, description)
+        return rows, Task("length_of_stay", "multiclass", LENGTH_OF_STAY_CLASSES, description), {}
 
-    def _diagnoses(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+    def _diagnoses(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         return self._codes("diagnoses", "DIAGNOSES_ICD", attrition)
 
-    def _procedures(self, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+    def _procedures(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         return self._codes("procedures", "PROCEDURES_ICD", attrition)
 
-    def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task]:
+    def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         group = diagnosis_group if name == "diagnoses" else procedure_group
         columns = len(self.tables.reader(table).columns)
         codes = official_codes(self.prepared.connection, table, columns, group)
@@ -165,4 +173,33 @@ class OfficialBuilder:
         ]
         attrition.step(f"with a code in {table}", len(rows))
         description = f"Groups of codes of {table} as published, those of newborns included."
-        return rows, Task(name, "multilabel", tuple(codes.classes), description)
+        return rows, Task(name, "multilabel", tuple(codes.classes), description), {}
+
+    def _prolonged_ventilation(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
+        connection = self.prepared.connection
+        with_text = pa.table(
+            {
+                "hadm": pa.array([item.hadm for item in self.texts], pa.int64()),
+                "subject": pa.array([item.subject for item in self.texts], pa.int64()),
+                "split": pa.array([self.split_of.get(item.subject) for item in self.texts], pa.string()),
+            }
+        )
+        connection.register("with_text", with_text)
+        connection.execute(
+            "CREATE OR REPLACE TABLE candidates AS SELECT grown.hadm, with_text.subject, admitted, discharged, died, "
+            "split FROM grown JOIN with_text USING (hadm)"
+        )
+        connection.unregister("with_text")
+        found = label_with_texts(self.prepared, self.tables, attrition, self.ventilation, self.store)
+        rows = [
+            LabelledText(
+                item.hadm,
+                item.subject,
+                found.text.get(item.hadm, item.text),
+                found.label[item.hadm],
+                found.split.get(item.hadm),
+            )
+            for item in self.texts
+            if item.hadm in found.label
+        ]
+        return rows, ventilation_task(self.ventilation), found.facts
