@@ -297,4 +297,6 @@ def _shard(place: Path, split: str) -> Path:
 
 def _write(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd")
+    # Rows are sorted by subject: differences take less room than a dictionary, and a task has a file for each class.
+    encoding = {name: "DELTA_BINARY_PACKED" for name in ("subject_id", "prediction_time") if name in table.column_names}
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, column_encoding=encoding)
