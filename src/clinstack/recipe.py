@@ -315,8 +315,7 @@ def parse_recipe(values: dict[str, Any], source: str, stage: str | None = None) 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item, model) for item in error.errors()]
-        raise InputError(f"{source}: " + "; ".join(lines)) from None
+        raise InputError(f"{source}: {explain(error, model)}") from None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> StageRecipe:
@@ -370,6 +369,16 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
 def _suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return what is wrong with the values of a model, each key with the remedy, on one line."""
+    return "; ".join(_explain(item, model) for item in error.errors())
+
+
+def suggest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """Return `` Did you mean …?`` with the nearest known word, or nothing."""
+    return _suggest(word, known)
 
 
 def _explain(item: Any, model: type[BaseModel]) -> str:
