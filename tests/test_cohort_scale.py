@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import statistics
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -143,6 +146,7 @@ def test_every_number_of_notes_is_met_exactly(tmp_path: Path) -> None:
     assert rows["NOTEEVENTS"] == 60 * FEWEST_NOTES
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_worker_that_dies_leaves_the_earlier_cohort(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_cohort(out, 5, 0)
@@ -159,3 +163,33 @@ def test_a_worker_that_dies_leaves_the_earlier_cohort(tmp_path: Path) -> None:
         write_cohort(out, 2000, 1, kill_a_worker, workers=2)
     assert (out / "NOTEEVENTS.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_killed_command_leaves_the_earlier_cohort_and_no_workers(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_cohort(out, 5, 0)
+    before = (out / "NOTEEVENTS.csv").read_bytes()
+    code = (
+        "import sys; from pathlib import Path; from clinstack.notes.cohort import write_cohort\n"
+        "if __name__ == '__main__':\n"
+        "    say = lambda *call: print('drawn', flush=True)\n"
+        "    write_cohort(Path(sys.argv[1]), 100_000, 1, say, workers=2)\n"
+    )
+    script = tmp_path / "write.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(children) >= 2
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert (out / "NOTEEVENTS.csv").read_bytes() == before
+    write_cohort(out, 6, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "write.py"]

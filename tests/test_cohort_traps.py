@@ -542,3 +542,11 @@ def test_the_command_lists_and_plants_traps(
     assert (code, "trap 'nothing' is unknown" in said) == (2, True)
     code, said = run("--out", out, "--notes", 3)
     assert (code, "notes is 3; use 25 or more" in said) == (2, True)
+
+
+def test_the_page_tells_of_every_trap_once() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "cohort.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([a-z0-9-]+)`(?: \(\d\))* \|", page.split("## Traps")[1], re.MULTILINE)
+    assert named == list(TRAPS)
+    marked = re.findall(r"^\| `([a-z0-9-]+)` \(1\)", page, re.MULTILINE)
+    assert sorted(marked) == ALONE
