@@ -274,6 +274,7 @@ def test_span_with_grace_and_sum_of_durations(hospital: Hospital, tmp_path: Path
     for found in (span, sums):
         assert (found.ventilation["positive_by_span"], found.ventilation["positive_by_sum"]) == (3, 1)
         assert found.ventilation["admissions_where_the_definitions_differ"] == 2
+        assert found.ventilation["admissions"] == 5
     assert span.ventilation["negatives_who_died_within_the_days"] == 1
     assert sums.ventilation["negatives_who_died_within_the_days"] == 2
     assert (span.ventilation["grace_hours"], sums.ventilation["grace_hours"]) == (6, 0)
@@ -373,9 +374,18 @@ def test_a_missing_table_is_named_with_the_remedy(hospital: Hospital, tmp_path: 
         Labelled(hospital, source)
 
 
-def test_a_repeated_icu_stay_is_refused(hospital: Hospital, tmp_path: Path) -> None:
-    hospital.rows["ICUSTAYS"].append((8, 80, hour(0)))
-    with pytest.raises(InputError, match="ICUSTAY_ID 80 stands in several rows"):
+@pytest.mark.parametrize(
+    ("table", "row", "message"),
+    [
+        ("ICUSTAYS", (8, 80, hour(0)), "ICUSTAYS: ICUSTAY_ID 80 stands in several rows"),
+        ("PATIENTS", (8, hour(-9999), ""), "PATIENTS: SUBJECT_ID 8 stands in several rows"),
+    ],
+)
+def test_a_repeated_stay_or_patient_is_refused(
+    hospital: Hospital, tmp_path: Path, table: str, row: tuple[Any, ...], message: str
+) -> None:
+    hospital.rows[table].append(row)
+    with pytest.raises(InputError, match=message):
         Labelled(hospital, hospital.write(tmp_path / "in"))
 
 

@@ -62,7 +62,12 @@ def open_ventilation_tables(tables: SourceTables, options: VentilationOptions = 
         assert options.file is not None  # the options are checked
         read_label_file(tables.connection, options.file, options)
         return
-    tables.open("PATIENTS", {"SUBJECT_ID": "BIGINT", "DOB": "TIMESTAMP", "DOD": "TIMESTAMP"}, remedy)
+    columns = {"SUBJECT_ID": "BIGINT", "DOB": "TIMESTAMP"}
+    # Deaths are counted, not used: a source without them does.
+    recorded = "DOD" in {name.upper() for name in tables.reader("PATIENTS", remedy).columns}
+    tables.open("PATIENTS", columns | ({"DOD": "TIMESTAMP"} if recorded else {}), remedy)
+    if not recorded:
+        tables.connection.execute("ALTER TABLE PATIENTS ADD COLUMN DOD TIMESTAMP")
     tables.open("ICUSTAYS", {"HADM_ID": "BIGINT", "ICUSTAY_ID": "BIGINT", "INTIME": "TIMESTAMP"}, remedy)
     if options.source == "events":
         open_events(tables, remedy)
@@ -144,7 +149,7 @@ def label_ventilation(connection: Any, attrition: Attrition, options: Ventilatio
     Raises
     ------
     InputError
-        If ICUSTAYS repeats a stay, or no candidate is in the file of labels.
+        If ICUSTAYS repeats a stay or PATIENTS a patient, or no candidate is in the file of labels.
     """
     facts: dict[str, Any] = {"source": options.source, "text": options.text}
     if options.source == "labels":
@@ -178,11 +183,8 @@ def label_ventilation(connection: Any, attrition: Attrition, options: Ventilatio
 
 def _choose_stays(connection: Any, attrition: Attrition, options: VentilationOptions) -> None:
     """Make the table ``icu_stays`` (hadm, stay, entered) of adults, without the diagnoses that are left out."""
-    repeated = connection.execute(
-        "SELECT ICUSTAY_ID FROM ICUSTAYS WHERE ICUSTAY_ID IS NOT NULL GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
-    ).fetchone()
-    if repeated:
-        raise InputError(f"ICUSTAYS: ICUSTAY_ID {repeated[0]} stands in several rows; keep one row for each stay.")
+    _refuse_repeated(connection, "ICUSTAYS", "ICUSTAY_ID")
+    _refuse_repeated(connection, "PATIENTS", "SUBJECT_ID")
     chosen = "" if options.stays == "all" else "QUALIFY row_number() OVER (PARTITION BY hadm ORDER BY INTIME, stay) = 1"
     connection.execute(
         f"""
@@ -206,6 +208,14 @@ def _choose_stays(connection: Any, attrition: Attrition, options: VentilationOpt
                 f"DELETE FROM icu_stays WHERE hadm IN (SELECT HADM_ID FROM DIAGNOSES_ICD WHERE {condition})"
             )
             attrition.step(words, connection.execute(count).fetchone()[0])
+
+
+def _refuse_repeated(connection: Any, table: str, column: str) -> None:
+    repeated = connection.execute(
+        f"SELECT min({column}) FROM (SELECT {column} FROM {table} GROUP BY {column} HAVING count(*) > 1)"
+    ).fetchone()[0]
+    if repeated is not None:
+        raise InputError(f"{table}: {column} {repeated} stands in several rows; keep one row for each.")
 
 
 def _merge_ready_periods(connection: Any) -> dict[str, int]:
@@ -276,8 +286,8 @@ def _need_early_note(connection: Any, attrition: Attrition) -> None:
 
 def _counts(connection: Any, options: VentilationOptions) -> dict[str, Any]:
     """Count what the definition decides, and the deaths that it calls short."""
-    by_span, by_sum, differ = connection.execute(
-        "SELECT count(*) FILTER (WHERE by_span = 1), count(*) FILTER (WHERE by_sum = 1), "
+    admissions, by_span, by_sum, differ = connection.execute(
+        "SELECT count(*), count(*) FILTER (WHERE by_span = 1), count(*) FILTER (WHERE by_sum = 1), "
         "count(*) FILTER (WHERE by_span <> by_sum) FROM measured"
     ).fetchone()
     died = connection.execute(
@@ -288,6 +298,7 @@ def _counts(connection: Any, options: VentilationOptions) -> dict[str, Any]:
         """
     ).fetchone()[0]
     return {
+        "admissions": admissions,
         "positive_by_span": by_span,
         "positive_by_sum": by_sum,
         "admissions_where_the_definitions_differ": differ,
