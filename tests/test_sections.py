@@ -1,9 +1,19 @@
 """Finding sections, cutting the admission part, and mentions of death."""
 
+import pyarrow as pa
 import pytest
 
 from clinstack.notes.death_mentions import death_rule, without_charted_death
-from clinstack.notes.sections import admission_sections, admission_text, split_sections
+from clinstack.notes.section_headers import ADMISSION_SECTIONS, HEADERS, read_header
+from clinstack.notes.sections import (
+    SectionSpan,
+    admission_sections,
+    admission_text,
+    admission_text_with_map,
+    section_map,
+    sections_type,
+    split_sections,
+)
 
 NOTE = """Admission Date: 2150-1-1
 
@@ -87,6 +97,186 @@ def test_all_text_is_in_some_section() -> None:
     bodies = " ".join(section.body for section in split_sections("before any header\n" + NOTE))
     assert "before any header" in bodies
     assert "HTN, DM2" in bodies
+
+
+# What the published expression makes of each of these is named behind it.
+PUBLISHED_FAILS_ON = {
+    "last section": (
+        "Chief Complaint:\nfall\n\nHospital Course:\nok\n\nPhysical Exam:\nthe last of the note",
+        {"CHIEF COMPLAINT": "fall", "PHYSICAL EXAM": "the last of the note"},
+    ),  # loses the exam: no header closes it
+    "one newline": (
+        "Chief Complaint: fall\nHistory of Present Illness: tripped\n\nPast Medical History: none\n\nLabs: ok",
+        {"CHIEF COMPLAINT": "fall", "PRESENT ILLNESS": "tripped", "MEDICAL HISTORY": "none"},
+    ),  # "fall History of Present Illness: tripped"
+    "empty section": (
+        "Chief Complaint:\n\nHistory of Present Illness:\nreal HPI text\n\nPMH:\nMH\n\nLabs:\nok",
+        {"PRESENT ILLNESS": "real HPI text", "MEDICAL HISTORY": "MH"},
+    ),  # the complaint swallows the next header and its text
+    "digit or bracket in the next header": (
+        "Chief Complaint:\nfall\n\n2. Labs: Na 140\n\nExam (brief): ok\n\nV/S at 9am: fine\n\nName: x",
+        {"CHIEF COMPLAINT": "fall", "PHYSICAL EXAM": "ok V/S at 9am: fine"},
+    ),  # the complaint runs on to the name
+    "colon in prose": (
+        "Chief Complaint:\nfall\n\nShe said the following: it hurts.\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "fall She said the following: it hurts."},
+    ),  # the sentence closes the complaint
+    "family first": (
+        "Chief Complaint:\nfall\n\nFamily Medical History:\nMOTHER HAD CAD\n\n"
+        "Past Medical History:\nTHE REAL PMH\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "fall", "MEDICAL HISTORY": "THE REAL PMH", "FAMILY HISTORY": "MOTHER HAD CAD"},
+    ),  # the mother's history is the patient's
+    "physical examination": (
+        "Chief Complaint:\nfall\n\nPhysical Examination:\nNAD\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "fall", "PHYSICAL EXAM": "NAD"},
+    ),  # no exam
+    "home medications": (
+        "Chief Complaint:\nfall\n\nHome Medications:\naspirin\n\nAdmission Medications:\nsame\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "fall", "MEDICATION ON ADMISSION": "aspirin"},
+    ),  # no medications
+    "placeholder": (
+        "Chief Complaint:\n[] nothing\n\nAllergies:\n[]\n\nSocial History:\n___\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "[] nothing"},
+    ),  # allergies are "[]"
+    "backslash": (
+        "Chief Complaint:\npath c:\\new\\name\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "path c:\\new\\name"},
+    ),  # "path c: ew ame"
+    "spaces": (
+        "Chief Complaint:\nchest    pain\n   wrapped\n\nLabs:\nok",
+        {"CHIEF COMPLAINT": "chest pain wrapped"},
+    ),  # inner blanks stay
+    "only a past medical history": ("Past Medical History:\nCHF\n\nLabs: ok", {"MEDICAL HISTORY": "CHF"}),
+}
+
+
+@pytest.mark.parametrize(("note", "expected"), PUBLISHED_FAILS_ON.values(), ids=PUBLISHED_FAILS_ON)
+def test_cases_in_which_the_published_expression_fails(note: str, expected: dict[str, str]) -> None:
+    assert admission_sections(note) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("HISTORY OF PRESENT ILLNESS", "PRESENT ILLNESS"),
+        ("3. Past Medical History", "MEDICAL HISTORY"),
+        ("II. PMH/PSH", "MEDICAL HISTORY"),
+        ("ADMISSION MEDICATIONS", "MEDICATION ON ADMISSION"),
+        ("Major Surgical or Invasive Procedure", "PROCEDURE"),
+        ("Pertinent Results", "PERTINENT RESULTS"),
+        ("Brief Hospital Course", "HOSPITAL COURSE"),
+        ("HPI and hospital course", "HOSPITAL COURSE"),
+        ("Discharge Medications", "DISCHARGE MEDICATIONS"),
+        ("Final Diagnoses", "DISCHARGE DIAGNOSIS"),
+        ("Condition on Discharge", "DISCHARGE CONDITION"),
+        ("Discharge Instructions", "DISCHARGE INSTRUCTIONS"),
+        ("Physical Exam on Discharge", "DISCHARGE EXAM"),
+        ("PHYSICAL EXAMINATION ON ADMISSION (per ED)", "PHYSICAL EXAM"),
+        ("Follow-up Instructions", "FOLLOW-UP"),
+        ("**Chief Complaint**", "CHIEF COMPLAINT"),
+        ("Allergies ___", "ALLERGIES"),
+        ("Social & Occupational History", "SOCIAL HISTORY"),
+    ],
+)
+def test_headers_have_names_however_written(header: str, name: str) -> None:
+    assert [(section.name, section.header) for section in split_sections(f"{header}: text")] == [(name, header)]
+
+
+def test_each_way_of_writing_has_one_name() -> None:
+    ways = [alias for aliases in HEADERS.values() for alias in aliases]
+    assert len(ways) == len(set(ways))
+    for name, aliases in HEADERS.items():
+        for alias in aliases:
+            header = read_header(alias.upper())
+            assert header is not None
+            assert header.name == name
+    assert set(ADMISSION_SECTIONS) < set(HEADERS)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r", "\v", "\f", "\x85", "\u2028", "\u2029"])
+def test_every_newline_ends_a_line(newline: str) -> None:
+    assert admission_sections(NOTE.replace("\n", newline)) == admission_sections(NOTE)
+    assert len(admission_sections(NOTE)) == 3
+
+
+def test_a_long_header_alone_on_its_line_needs_no_colon() -> None:
+    note = "PAST MEDICAL HISTORY\ngout\n\nSocial History\n----\nlives alone\n\nsmokes\nphysical exam\ngood\n"
+    assert admission_sections(note) == {
+        "MEDICAL HISTORY": "gout",
+        "SOCIAL HISTORY": "lives alone smokes physical exam good",
+    }
+
+
+def test_a_note_that_lost_its_newlines_has_its_sections_by_capitals() -> None:
+    note = (
+        "CHIEF COMPLAINT:,Fall.,HISTORY OF PRESENT ILLNESS: , She tripped. PAST MEDICAL HISTORY:, 1.  Gout. "
+        "VITAL SIGNS: ok; ALLERGIES: none.  HOSPITAL COURSE: well. A FAMILY HISTORY: unknown"
+    )
+    assert admission_sections(note) == {
+        "CHIEF COMPLAINT": "Fall.",
+        "PRESENT ILLNESS": "She tripped.",
+        "MEDICAL HISTORY": "1. Gout. VITAL SIGNS: ok;",
+        "ALLERGIES": "none.",
+    }
+
+
+def test_an_exam_or_medications_of_the_discharge_are_not_of_the_admission() -> None:
+    note = (
+        "HPI:\nsob\n\nHospital Course:\nwell\n\nMedications:\naspirin\n\nDischarge Condition:\ngood\n\n"
+        "Physical Exam:\nwell\n\ncc: Dr. X\n"
+    )
+    assert admission_sections(note) == {"PRESENT ILLNESS": "sob"}
+    early = "HPI:\nsob\n\nMedications:\naspirin\n\nPhysical Exam:\nVS: ok\n\nOn Discharge: walks\n"
+    assert admission_sections(early) == {
+        "PRESENT ILLNESS": "sob",
+        "MEDICATION ON ADMISSION": "aspirin",
+        "PHYSICAL EXAM": "VS: ok",
+    }
+
+
+def test_the_report_behind_an_addendum_has_its_own_exam() -> None:
+    note = "Addendum:\nx\n\nDischarge Disposition:\nhome\n\nChief Complaint:\nfall\n\nPhysical Exam:\nNAD\n"
+    assert admission_sections(note)["PHYSICAL EXAM"] == "NAD"
+
+
+def test_headers_of_parts_stay_in_the_hospital_course() -> None:
+    note = "Hospital Course:\n# PE: heparin\n\nNeuro: fine\n\nLabs: ok\nImpression: good\n\nDischarge Condition:\ngood"
+    assert [section.name for section in split_sections(note)] == [
+        "HOSPITAL COURSE",
+        "PERTINENT RESULTS",
+        "DISCHARGE CONDITION",
+    ]
+    assert "Neuro: fine" in split_sections(note)[0].body
+
+
+def test_the_map_covers_the_text() -> None:
+    text = "\n\nintro\n\nHPI: sob\n\nTypes: a\nPMH:\nchf\n"
+    spans = section_map(text)
+    assert [(span.name, text[span.start : span.end]) for span in spans] == [
+        (None, "\n\nintro\n\n"),
+        ("PRESENT ILLNESS", "HPI: sob\n\n"),
+        (None, "Types: a\n"),
+        ("MEDICAL HISTORY", "PMH:\nchf\n"),
+    ]
+    assert section_map("") == []
+    assert section_map(" \n") == [SectionSpan(None, 0, 2)]
+
+
+def test_the_map_of_an_admission_text_refers_to_it() -> None:
+    found = admission_text_with_map("PMH: chf\n\nHPI: sob\n\nSH: []\n")
+    assert found is not None
+    text, spans = found
+    assert [(span.name, text[span.start : span.end]) for span in spans] == [
+        ("PRESENT ILLNESS", "PRESENT ILLNESS: sob\n\n"),
+        ("MEDICAL HISTORY", "MEDICAL HISTORY: chf"),
+    ]
+    assert admission_text_with_map("Allergies: none") is None
+
+
+def test_the_map_is_a_column() -> None:
+    spans = section_map(NOTE)
+    column = pa.array([[span._asdict() for span in spans], None], type=sections_type())
+    assert column.to_pylist()[0] == [span._asdict() for span in spans]
 
 
 @pytest.mark.parametrize(

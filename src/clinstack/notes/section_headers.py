@@ -103,11 +103,10 @@ HOSPITAL COURSE: brief hospital course; hospital course by systems; hospital cou
     treatment; hospital course including; summary of hospitalization; icu course; micu course; sicu course; ccu
     course; nicu course; micu/icu course; floor course; ed course and hospital course; course; course in hospital;
     course in the hospital; clinical course; concise summary of hospital course by issue/system; summary of hospital
-    course by systems; summary of hospital course by system; hospital course by systems including pertinent laboratory
-    data; postoperative course; post-operative course; hospitalization course; hospital course and medical decision
-    making; brief course; hospital course/assessment and plan; acute issues; active issues; chronic issues;
-    transitional issues; inpatient course; hospital summary; summary of course; brief icu course; brief micu course;
-    hospital course to date
+    course by systems; summary of hospital course by system; postoperative course; post-operative course;
+    hospitalization course; hospital course and medical decision making; brief course; hospital course/assessment and
+    plan; acute issues; active issues; chronic issues; transitional issues; inpatient course; hospital summary;
+    summary of course; brief icu course; brief micu course; hospital course to date
 CONSULTATIONS: consults; consultation; consultants; consulting physicians
 DISCHARGE MEDICATIONS: discharge meds; medications on discharge; medications at discharge; meds on discharge;
     discharge medication; discharge medication list; medications upon discharge; medications at the time of discharge;
@@ -141,7 +140,7 @@ DEMOGRAPHICS: name; patient name; unit no; mrn; medical record number; admission
     date; date of discharge; date of birth; dob; sex; age; gender; service; attending; attending physician; attending
     md; facility; admitted; discharged; date of service; primary care physician; pcp; referring physician; provider;
     date; surgeon; assistant; identifying data; identification; birthdate; admission; date of procedure; date of
-    operation; hospital; completed by; dictated by; signed by; electronically signed by; job number; job#; medquist36;
+    operation; hospital; completed by; dictated by; signed by; electronically signed by; job number; medquist36;
     signed electronically by
 SUBJECTIVE: interval history; 24 hour events; events; overnight events; s
 OBJECTIVE: o

@@ -31,17 +31,18 @@ MAIN_SECTIONS = ADMISSION_SECTIONS[:3]
 
 _FIRST = frozenset({"CHIEF COMPLAINT", "PRESENT ILLNESS"})
 """With one of these the next note of an admission begins."""
-_LATER = frozenset(
+_COURSE = frozenset({"HOSPITAL COURSE", "ASSESSMENT AND PLAN"})
+"""After one of these, a list of medications is no longer that of the admission."""
+_DISCHARGE = frozenset(
     {
-        "HOSPITAL COURSE",
-        "ASSESSMENT AND PLAN",
         "DISCHARGE MEDICATIONS",
         "DISCHARGE CONDITION",
         "DISCHARGE INSTRUCTIONS",
+        "DISCHARGE DISPOSITION",
         "DISCHARGE EXAM",
     }
 )
-"""After one of these, an exam or a list of medications is no longer that of the admission."""
+"""After one of these, an exam is no longer that of the admission either."""
 
 _FURTHEST_COLON = 80
 _LONGEST_ALONE = 60
@@ -204,11 +205,11 @@ def _openings(text: str) -> list[tuple[int, str, str | None, int]]:
     """Return where sections begin: start, header, name, and start of the body. The first begins with the text."""
     openings: list[tuple[int, str, str | None, int]] = [(0, "", None, 0)]
     name: str | None = None
-    later = False
+    stage = 0
     for candidate in _candidates(text):
         if candidate.start < openings[-1][3] or not _opens(candidate, name):
             continue
-        name, later = _name_here(candidate.meaning, name, later)
+        name, stage = _name_here(candidate.meaning, name, stage)
         openings.append((candidate.start, candidate.header, name, candidate.body))
     return openings
 
@@ -230,22 +231,26 @@ def _opens(candidate: _Candidate, inside: str | None) -> bool:
     return not (inside == "PRESENT ILLNESS" and meaning.illness_part)
 
 
-def _name_here(meaning: Header, inside: str | None, later: bool) -> tuple[str | None, bool]:
-    """Return the name of the section that begins, by what came before it, and whether it is past the admission."""
+def _name_here(meaning: Header, inside: str | None, stage: int) -> tuple[str | None, int]:
+    """Return the name of the section that begins, by what came before it, and the stage of the stay that it is of.
+
+    The stages are 0 until a note tells of its course, 1 until it tells of the discharge, then 2.
+    """
     name = meaning.name
     if meaning.at_discharge and inside in ("PHYSICAL EXAM", "DISCHARGE EXAM"):
         name = "DISCHARGE EXAM"
-    elif name == "CHIEF COMPLAINT" and later and meaning.words in ("cc", "c/c"):
-        name = None  # copies of a letter
-    elif name == "PHYSICAL EXAM" and later and "admission" not in meaning.words:
+    elif name == "CHIEF COMPLAINT" and stage and meaning.words in ("cc", "c/c"):
+        return None, stage  # copies of a letter
+    elif name == "PHYSICAL EXAM" and stage == 2 and "admission" not in meaning.words:
         name = "DISCHARGE EXAM"
-    elif name == "MEDICATIONS" and not later:
+    elif name == "MEDICATIONS" and not stage:
         name = "MEDICATION ON ADMISSION"
-    if name in _LATER:
-        later = True
-    elif name in _FIRST or meaning.words in ("admission date", "date of admission"):
-        later = False
-    return name, later
+    if name in _DISCHARGE:
+        return name, 2
+    if name in _COURSE:
+        return name, max(stage, 1)
+    starts_anew = name in _FIRST or meaning.words in ("admission date", "date of admission")
+    return name, 0 if starts_anew else stage
 
 
 def _candidates(text: str) -> list[_Candidate]:
