@@ -95,7 +95,7 @@ def test_output_is_the_same_again_and_complete(cohort: Path, prepared: Path, tmp
     calls: list[tuple[str, int, int]] = []
     facts = prepare_mimic3(cohort, tmp_path / "again", seed=1, progress=lambda *call: calls.append(call))
     files = sorted(path.relative_to(prepared) for path in prepared.rglob("*") if path.is_file())
-    assert len(files) == 3 + 5 * len(OUTCOMES)
+    assert len(files) == 6 + 5 * len(OUTCOMES)
     assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
     for file in files:
         assert (prepared / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
@@ -116,7 +116,7 @@ def test_files_have_the_contracts_columns(prepared: Path) -> None:
     assert not any("[**" in text for text in notes["text"].to_pylist())
     for task in OUTCOMES:
         table = pq.read_table(prepared / f"examples/{task}/train.parquet")
-        assert table.column_names == ["example_id", "patient_id", "encounter_id", "text", "label"]
+        assert table.column_names == ["example_id", "patient_id", "encounter_id", "text", "label", "sections"]
         loaded = Task.load(prepared / "examples" / task)
         if loaded.kind == "multilabel":
             assert str(table.schema.field("label").type).startswith("list<")
@@ -354,9 +354,9 @@ def spoil(source: Path, table: str, old: str, new: str) -> None:
     [
         ("NOTEEVENTS", "CATEGORY", "KIND", "NOTEEVENTS.csv has no column CATEGORY"),
         ("ADMISSIONS", "ADMITTIME", "ARRIVED", "ADMISSIONS.csv has no column ADMITTIME"),
-        ("ADMISSIONS", "2150-01-01 08", "last Tuesday 08", "ADMISSIONS.csv: column ADMITTIME has 1 value"),
-        ("DIAGNOSES_ICD", "1,4019", "one,4019", "DIAGNOSES_ICD.csv: column HADM_ID has 1 value"),
-        ("NOTEEVENTS", '"Chief', 'secret words "Chief', "NOTEEVENTS.csv cannot be read as csv"),
+        ("ADMISSIONS", "2150-01-01 08", "last Tuesday 08", "ADMISSIONS.csv, row 1: column ADMITTIME is not a date and time"),
+        ("DIAGNOSES_ICD", "1,4019", "one,4019", "DIAGNOSES_ICD.csv, row 1: column HADM_ID is not a whole number"),
+        ("NOTEEVENTS", '"Chief', 'secret words "Chief', "NOTEEVENTS.csv, row 1 has a quote that is broken"),
     ],
 )
 def test_wrong_tables_are_named_and_nothing_is_written(

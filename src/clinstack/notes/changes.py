@@ -121,19 +121,16 @@ def compare_codes(
     columns: int,
     official_group: Callable[[str], str],
     category: Callable[[str], str],
-) -> tuple[set[int], set[int], set[int]]:
+) -> tuple[set[int], set[int]]:
     """Compare the groups of codes that admissions get.
 
     Returns
     -------
-    zeros, groups, coded : set of int
-        Admissions whose groups differ because of how pandas read the codes; because of how codes are cut; and those
-        that have a code.
+    zeros, groups : set of int
+        Admissions whose groups differ because of how pandas read the codes, and because of how codes are cut.
     """
-    read = official_codes(connection, table, columns, official_group).groups
-    guessed: dict[int, set[str]] = {}
-    for (hadm, _), groups in read.items():
-        guessed.setdefault(hadm, set()).update(groups)
+    read = official_codes(connection, table, columns, official_group, ("HADM_ID",)).groups
+    guessed = {hadm: set(groups) for (hadm,), groups in read.items()}
     plain: dict[int, set[str]] = {}
     ours: dict[int, set[str]] = {}
     query = f"SELECT HADM_ID, ICD9_CODE FROM {table} WHERE trim(ICD9_CODE) <> '' AND HADM_ID IS NOT NULL"
@@ -141,4 +138,4 @@ def compare_codes(
         plain.setdefault(hadm, set()).add(official_group(code))
         ours.setdefault(hadm, set()).add(category(code))
     zeros = {hadm for hadm, groups in plain.items() if guessed.get(hadm) != groups}
-    return zeros, {hadm for hadm, groups in plain.items() if ours[hadm] != groups}, set(plain)
+    return zeros, {hadm for hadm, groups in plain.items() if ours[hadm] != groups}

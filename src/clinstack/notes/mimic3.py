@@ -137,7 +137,8 @@ def open_tables(prepared: PreparedFolder, tables: SourceTables, chosen: Sequence
             remedy = f"{name} needs it: add the file, or leave the task out."
             # The published scripts take codes as they come, also those that have lost their leading zeros.
             kind = "VARCHAR" if options.compat else "CODE"
-            tables.open(table, {"SUBJECT_ID": "BIGINT", "HADM_ID": "BIGINT", "ICD9_CODE": kind}, remedy)
+            patient = {"SUBJECT_ID": "BIGINT"} if options.compat else {}
+            tables.open(table, {**patient, "HADM_ID": "BIGINT", "ICD9_CODE": kind}, remedy)
             if not options.compat:
                 _check_codes(tables, table)
     if "prolonged_ventilation" in chosen:

@@ -197,7 +197,7 @@ class _DefaultTasks:
         connection = self.prepared.connection
         facts = label_codes(connection, attrition, table, self.minimum_count, category)
         columns = len(self.tables.reader(table).columns)
-        zeros, groups, _ = compare_codes(connection, table, columns, group, category)
+        zeros, groups = compare_codes(connection, table, columns, group, category)
         here = self.texts.text.keys()
         self.changes.note(name, "leading_zeros", zeros & here)
         if name == "diagnoses":

@@ -162,13 +162,13 @@ class OfficialBuilder:
     def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         group = diagnosis_group if name == "diagnoses" else procedure_group
         columns = len(self.tables.reader(table).columns)
-        codes = official_codes(self.prepared.connection, table, columns, group)
+        codes = official_codes(self.prepared.connection, table, columns, group, ("HADM_ID", "SUBJECT_ID"))
         if not codes.classes:
             raise InputError(f"{self.tables.place(table)} holds no code; {name} has nothing to predict.")
         by_hadm = {item.hadm: item for item in self.texts}
         rows = [
             LabelledText(hadm, by_hadm[hadm].subject, by_hadm[hadm].text, ",".join(groups))
-            for (hadm, _), groups in codes.groups.items()
+            for (hadm, *_), groups in codes.groups.items()
             if hadm in by_hadm
         ]
         attrition.step(f"with a code in {table}", len(rows))

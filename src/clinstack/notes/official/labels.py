@@ -72,40 +72,47 @@ def procedure_group(code: str) -> str:
 
 @dataclass(frozen=True)
 class OfficialCodes:
-    """The groups of each admission and patient in the order of the table, and all groups by first appearance."""
+    """The groups of each admission in the order of the table, and all groups by first appearance.
 
-    groups: dict[tuple[int, int], list[str]]
+    The key is the admission, or the admission and the patient where these were asked for.
+    """
+
+    groups: dict[tuple[int, ...], list[str]]
     classes: list[str]
 
 
-def official_codes(connection: Any, table: str, columns: int, group: Callable[[str], str]) -> OfficialCodes:
+def official_codes(
+    connection: Any, table: str, columns: int, group: Callable[[str], str], keys: Sequence[str]
+) -> OfficialCodes:
     """Group the codes of a table as the published scripts did, with pandas' types.
 
     Parameters
     ----------
     connection : duckdb.DuckDBPyConnection
-        Holds the table with HADM_ID, SUBJECT_ID and ICD9_CODE.
+        Holds the table with the keys and ICD9_CODE.
     table : str
         ``DIAGNOSES_ICD`` or ``PROCEDURES_ICD``.
     columns : int
         How many the source has, on which the types depend.
     group : callable
         From a code, after pandas read it, to its group.
+    keys : sequence of str
+        HADM_ID, and SUBJECT_ID as the published scripts have it: an admission of two patients has two rows then.
     """
-    rows = connection.execute(f"SELECT HADM_ID, SUBJECT_ID, ICD9_CODE FROM {table} ORDER BY rowid").fetchall()
-    values = guessed([row[2] for row in rows], columns)
+    rows = connection.execute(f"SELECT ICD9_CODE, {', '.join(keys)} FROM {table} ORDER BY rowid").fetchall()
+    values = guessed([row[0] for row in rows], columns)
     classes: dict[str, None] = {}
-    groups: dict[tuple[int, int], list[str]] = {}
+    groups: dict[tuple[int, ...], list[str]] = {}
     seen = set[tuple[int | None, str]]()
-    for (hadm, subject, _), value in zip(rows, values, strict=True):
+    for (_, *key), value in zip(rows, values, strict=True):
         if value is None:
             continue
         short = group(str(value))
         classes.setdefault(short)
-        if (hadm, short) not in seen:
-            seen.add((hadm, short))
-            if hadm is not None and subject is not None:
-                groups.setdefault((hadm, subject), []).append(short)
+        if (key[0], short) not in seen:
+            seen.add((key[0], short))
+            if None not in key:
+                groups.setdefault(tuple(key), []).append(short)
     return OfficialCodes({key: groups[key] for key in sorted(groups)}, list(classes))
 
 
