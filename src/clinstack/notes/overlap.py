@@ -153,7 +153,7 @@ class HeldOutIndex:
             offsets = np.arange(int(ends[-1])) - np.repeat(ends - some, some)
             owners = self._owners[np.repeat(self._bounds[found[start:end]], some) + offsets]
             pairs = np.repeat(places[start:end], some) * len(self._held) + owners
-            codes, counts = np.unique(pairs, return_counts=True)
+            codes, counts = _counted(pairs)
             for code in codes[counts >= self._needed[codes % len(self._held)]].tolist():
                 yield divmod(code, len(self._held))
 
@@ -188,6 +188,16 @@ def signatures(texts: Sequence[Fingerprint]) -> Iterator[MinHash]:
 
     halves = ((one.shingles & np.uint64(0xFFFFFFFF)).tolist() for one in texts)
     yield from MinHash.generator(halves, num_perm=PERMUTATIONS, seed=SEED, hashfunc=int)
+
+
+def _counted(codes: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the distinct values in ascending order and how often each occurs; a table of all where it is not large."""
+    lowest, span = int(codes.min()), int(codes.max() - codes.min()) + 1
+    if span > 8 * len(codes):
+        return np.unique(codes, return_counts=True)
+    table = np.bincount(codes - lowest)
+    distinct = np.flatnonzero(table)
+    return distinct + lowest, table[distinct]
 
 
 def _runs(values: np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:
