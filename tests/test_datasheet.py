@@ -60,8 +60,9 @@ def known(tmp_path: Path) -> Path:
         place.mkdir(parents=True)
         Task(name, kind, ("survived", "died") if kind == "binary" else ("a", "b", "c")).save(place)  # type: ignore[arg-type]
         steps = [{"step": "admissions", "kept": 9, "removed": 0}, {"step": "grown | up", "kept": 8, "removed": 1}]
-        changes = [{"fix": "codes", "quirk": "zeros vanish", "rows": 1234, "what": "codes keep their zeros"}]
-        write_json(place / "attrition.json", {"task": name, "steps": steps, "changes": changes})
+        changes = [{"fix": "codes", "quirk": 7, "rows": 1234, "what": "codes keep their zeros"}]
+        facts = {"task": name, "steps": steps} | ({"changes": changes} if name == "mortality" else {})
+        write_json(place / "attrition.json", facts)
         for split, words in LENGTHS.items():
             rows = [
                 {
@@ -131,7 +132,7 @@ def test_cut_shares_by_hand(known: Path, word_tokenizer: Path) -> None:
     assert (empty["texts"], empty["empty"], empty["words"]["max"]) == (2, 1, 10)
     sheet = (known / "DATASHEET.md").read_text(encoding="utf-8")
     assert "| mortality | train | 75.0 % | 87.6 % | 50.0 % | 66.1 % | 25.0 % | 24.4 % |" in sheet
-    assert "| mortality | train | 4 | 975 | 400 | 2,280 | 2,928 | 3,000 |" in sheet
+    assert "| mortality | train | 4 | 975.0 | 400.0 | 2,280.0 | 2,928.0 | 3,000 |" in sheet
     assert "*words* (2 entries" in sheet
 
 
@@ -185,7 +186,7 @@ def test_labels_by_hand(known: Path) -> None:
     sheet = (known / "DATASHEET.md").read_text(encoding="utf-8")
     assert "| a | 3 (75.0 %) | 1 (50.0 %) | 2 (100.0 %) |" in sheet
     assert r"| grown \| up | 8 | 1 |" in sheet
-    assert "| codes keep their zeros | zeros vanish | 1,234 |" in sheet
+    assert "| codes keep their zeros | 7 | 1,234 | – |" in sheet
 
 
 def test_small_cells_hide_counts_and_measures(known: Path) -> None:

@@ -108,18 +108,14 @@ def collect_figures(
         admissions = folder / "admissions.parquet"
         cohort = describe_admissions(connection, admissions, small_cells) if admissions.is_file() else None
     when = facts.get("prepared") or datetime.fromtimestamp(facts_file.stat().st_mtime, UTC).date().isoformat()
-    settings = {
-        key: _without_password(value)
-        for key, value in facts.items()
-        if key not in _OWN_KEYS and isinstance(value, str | int | float)
-    }
+    settings = {key: _setting(value) for key, value in facts.items() if key not in _OWN_KEYS}
     return {
         "format_version": 1,
         "source": str(facts.get("source", "unknown")),
         "synthetic": bool(facts.get("synthetic")),
         "prepared": str(when),
         "clinstack": {"prepared_by": str(facts.get("clinstack", "unknown")), "described_by": __version__},
-        "settings": settings,
+        "settings": {key: value for key, value in settings.items() if value is not None},
         "small_cells": small_cells,
         "tokenizer": {"name": counter.name, "vocabulary": counter.vocabulary, "sample": sample, "seed": _SEED},
         "counts": counts,
@@ -135,8 +131,15 @@ def _order(task: Path) -> tuple[int, str]:
     return (known.index(task.name) if task.name in known else len(known), task.name)
 
 
-def _without_password(value: Any) -> Any:
-    return re.sub(r"://[^@/\s]+@", "://", value) if isinstance(value, str) else value
+def _setting(value: Any) -> str | int | float | None:
+    """Return a setting of prepare.json as the sheet shows it, without passwords; None for what it leaves out."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and value and all(isinstance(item, str | int) for item in value):
+        value = ", ".join(map(str, value))
+    if isinstance(value, str):
+        return re.sub(r"://[^@/\s]+@", "://", value)
+    return value if isinstance(value, int | float) else None
 
 
 def _counts(connection: Any, folder: Path, tasks: list[Path], small_cells: int) -> dict[str, Any]:
@@ -214,6 +217,7 @@ def render(figures: dict[str, Any]) -> str:
     environment.filters |= {"cell": _cell, "share": _share, "count": _count, "number": _number}
     return environment.get_template("datasheet.md.j2").render(
         **figures,
+        changes=_changes(figures["tasks"]),
         source_name=_SOURCES.get(figures["source"], figures["source"]),
         from_mimic=figures["source"] in ("mimic3", "mimic4"),
         splits=SPLITS,
@@ -225,6 +229,19 @@ def render(figures: dict[str, Any]) -> str:
         oldest=OLDEST,
         shown_classes=SHOWN_CLASSES,
     )
+
+
+def _changes(tasks: dict[str, Any]) -> list[dict[str, Any]]:
+    """Put the changes of all tasks in one table: each with its rows by task, none where a task does not know it."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, task in tasks.items():
+        for change in task["changes"]:
+            key = str(change.get("fix") or change.get("what"))
+            row = table.setdefault(
+                key, {"what": change.get("what") or key, "quirk": change.get("quirk", "–"), "rows": {}}
+            )
+            row["rows"][name] = change.get("rows", "–")
+    return list(table.values())
 
 
 def _cell(value: Any) -> str:
@@ -246,8 +263,9 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}".removesuffix(".0")
+def _number(value: float | int | None) -> str:
+    """Return a measure with one decimal, a count without, as they stand in JSON."""
+    return "–" if value is None else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _quoted(path: Path) -> str:
