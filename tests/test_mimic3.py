@@ -36,7 +36,7 @@ class Hospital:
         }  # fmt: skip
         self.columns = {
             "ADMISSIONS": ADMISSION, "NOTEEVENTS": NOTE, "DIAGNOSES_ICD": CODE, "PROCEDURES_ICD": CODE,
-            "PATIENTS": ("SUBJECT_ID", "DOB"), "ICUSTAYS": ("HADM_ID", "ICUSTAY_ID", "INTIME"),
+            "PATIENTS": ("SUBJECT_ID", "DOB", "DOD"), "ICUSTAYS": ("HADM_ID", "ICUSTAY_ID", "INTIME"),
             "CHARTEVENTS": ("ICUSTAY_ID", "ITEMID", "CHARTTIME", "VALUE", "ERROR"),
             "PROCEDUREEVENTS_MV": ("ICUSTAY_ID", "ITEMID", "STARTTIME"),
         }  # fmt: skip
@@ -295,7 +295,7 @@ def test_prolonged_ventilation_is_a_span_with_grace_in_the_first_icu_stay_of_adu
 
     for hadm in range(1, 10):
         hospital.admit(hadm, days=20)
-        hospital.rows["PATIENTS"].append((hadm, "2140-01-01" if hadm == 6 else "2090-01-01"))
+        hospital.rows["PATIENTS"].append((hadm, "2140-01-01" if hadm == 6 else "2090-01-01", ""))
         if hadm != 9:
             hospital.rows["ICUSTAYS"].append((hadm, hadm * 10, "2150-01-01 09:00:00"))
     chart(10, 0, 162)  # 6 h short of 7 days: the grace makes it positive
