@@ -89,7 +89,7 @@ def known(tmp_path: Path) -> Path:
                     "age": AGES[split][index],
                     "sex": "F" if index % 2 else "M",
                     "insurance": None if split == "test" else "Private",
-                    "died": bool(DEATHS[split][index]),
+                    "died": DEATHS[split][index],
                 }
             )
     # Admitted, but without an example: not described.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -58,7 +59,7 @@ def describe_task(
     """
     task = Task.load(folder)
     rows, patients = dict[str, int](), dict[str, int]()
-    labels: dict[str, list[Any]] = {}
+    labels: dict[str, pa.ChunkedArray] = {}
     lengths = {}
     for split in SPLITS:
         path = folder / f"{split}.parquet"
@@ -70,7 +71,7 @@ def describe_task(
         table = pq.read_table(path, columns=["patient_id", "label"])
         rows[split] = table.num_rows
         patients[split] = pc.count_distinct(table["patient_id"]).as_py()
-        labels[split] = table["label"].to_pylist()
+        labels[split] = table["label"]
         lengths[split] = measure_texts(path, counter, sample, seed, progress)
     attrition = read_json(folder / "attrition.json") if (folder / "attrition.json").is_file() else {}
     describe = _multilabel if task.kind == "multilabel" else _single
@@ -85,9 +86,14 @@ def describe_task(
     }
 
 
-def _single(task: Task, labels: dict[str, list[Any]], small_cells: int) -> dict[str, Any]:
+def _counts(values: pa.ChunkedArray) -> Counter[Any]:
+    """Count values without making Python objects of millions of rows."""
+    return Counter({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
+
+
+def _single(task: Task, labels: dict[str, pa.ChunkedArray], small_cells: int) -> dict[str, Any]:
     """Count every class of a binary or multiclass task."""
-    found = {split: Counter(values) for split, values in labels.items()}
+    found = {split: _counts(values) for split, values in labels.items()}
     table = [[found[split][index] for split in SPLITS] for index in range(len(task.classes))]
     table = [[*row, sum(row)] for row in table]
     totals = [sum(column) for column in zip(*table, strict=True)]
@@ -101,12 +107,12 @@ def _single(task: Task, labels: dict[str, list[Any]], small_cells: int) -> dict[
     }
 
 
-def _multilabel(task: Task, labels: dict[str, list[Any]], small_cells: int) -> dict[str, Any]:
+def _multilabel(task: Task, labels: dict[str, pa.ChunkedArray], small_cells: int) -> dict[str, Any]:
     """Count the classes of a multilabel task: the most frequent, the rarest, and those that a split does not have."""
-    found = {split: Counter(code for codes in values for code in codes) for split, values in labels.items()}
+    found = {split: _counts(pc.list_flatten(values)) for split, values in labels.items()}
     ranked = sorted(task.classes, key=lambda code: (-found["train"][code], code))
     few = len(ranked) <= 2 * SHOWN_CLASSES
-    per_example = {split: np.array([len(codes) for codes in values]) for split, values in labels.items()}
+    per_example = {split: pc.list_value_length(values).to_numpy() for split, values in labels.items()}
     absent = {split: [code for code in task.classes if not found[split][code]] for split in SPLITS}
 
     def rows(codes: list[str]) -> list[dict[str, Any]]:
