@@ -509,6 +509,7 @@ def test_text_holds_only_what_was_written_before_ventilation(tmp_path: Path) -> 
     hospital.note("", "LEAK of no admission", CHARTTIME=hour(1))
     hospital.note(2, "LEAK after", CHARTTIME=hour(37))
     hospital.note(3, "  ", CHARTTIME=hour(20))
+    hospital.note(4, "long before", CHARTTIME=hour(10))  # a copy, filed first and charted later
     hospital.note(4, "long before", CHARTTIME=hour(0))
     found = Labelled(hospital, hospital.write(tmp_path / "in"), text="before")
     assert found.texts == {
@@ -520,7 +521,7 @@ def test_text_holds_only_what_was_written_before_ventilation(tmp_path: Path) -> 
     assert found.removed["with a note written before ventilation"] == 2
     assert found.facts["notes_before_ventilation"] == {
         "used": 4,
-        "empty_or_repeated": 2,
+        "empty_or_repeated": 3,
         "charted_from_the_start_on": 5,
         "charted_before_but_stored_from_the_start_on": 1,
         "discharge_summaries_dated_before": 1,
