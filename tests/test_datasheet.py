@@ -363,3 +363,29 @@ def test_verb(known: Path, word_tokenizer: Path) -> None:
         write_datasheet(known, tokenizer=str(known))
     with pytest.raises(InputError, match="small_cells is 0"):
         write_datasheet(known, small_cells=0)
+
+
+def test_every_table_is_one(known: Path, tiny_notes: Path, tmp_path: Path) -> None:
+    """Markdown shows a table only behind an empty line, and cells only where each row has as many as the head."""
+    odd = known / "examples" / "mortality"
+    Task("mortality", "binary", ("a|b", "<b>line\nbreak</b> *x* _y_"), "One | two.").save(odd)
+    shutil.copytree(tiny_notes, tmp_path / "tiny")
+    shutil.copytree(known, tmp_path / "bare")
+    (tmp_path / "bare" / "admissions.parquet").unlink()
+    for folder in (known, tmp_path / "tiny", tmp_path / "bare"):
+        write_datasheet(folder)
+        tables: list[list[str]] = []
+        before = ""
+        for line in (folder / "DATASHEET.md").read_text(encoding="utf-8").splitlines():
+            if line.startswith("|"):
+                if not before.startswith("|"):
+                    assert before == "", line
+                    tables.append([])
+                tables[-1].append(line.replace("\\|", ""))
+            before = line
+        assert len(tables) > 5
+        for table in tables:
+            assert set(table[1]) <= set("|-:"), table[:2]
+            assert len(table) > 2
+            assert {row.count("|") for row in table} == {table[0].count("|")}, table
+    assert r"| &lt;b>line break&lt;/b> \*x\* \_y\_ |" in (known / "DATASHEET.md").read_text(encoding="utf-8")
