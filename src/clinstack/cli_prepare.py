@@ -387,6 +387,7 @@ def prepare_fhir(
         list[str] | None, typer.Option(help="Classes of encounters that are stays.", show_default="IMP ACUTE NONAC")
     ] = None,
     charset: Annotated[str, typer.Option(help="Of attachments that name none.")] = "utf-8",
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Everyone in the export is invented.")] = False,
 ) -> None:
     """FHIR R4 or R5: DocumentReference, Binary, Encounter and Patient to Notes."""
     from clinstack.notes.fhir import FhirOptions
@@ -400,6 +401,7 @@ def prepare_fhir(
         hours=hours,
         encounter_classes=tuple(encounter_class) if encounter_class else None,
         charset=charset,
+        synthetic=synthetic,
     )
     with _bars() as update:
         result = prepare(source, out, options, update)

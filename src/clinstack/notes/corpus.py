@@ -5,6 +5,7 @@ The texts lie in one scratch file, and only their numbers, keys and times are so
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from types import TracebackType
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.cleaning import clean_texts
+from clinstack.notes.death_mentions import RULES, death_rule, without_charted_death
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
 from clinstack.notes.sections import admission_text, joined
 from clinstack.notes.splits import SPLITS
@@ -224,7 +226,7 @@ class Corpus:
         pending.clear()
 
     def write_examples(
-        self, task: Task, attrition: Attrition, facts: dict[str, Any], drop: Any = None
+        self, task: Task, attrition: Attrition, facts: dict[str, Any], without_deaths: bool = False
     ) -> dict[str, int]:
         """Write the examples of the keys in ``labels`` (key, label) that have a text in ``joined``.
 
@@ -236,8 +238,8 @@ class Corpus:
             Saved beside the examples.
         facts : dict
             Further keys of ``attrition.json``.
-        drop : callable, optional
-            From a text to the text to write, or None to leave the example out; it counts what it leaves out.
+        without_deaths : bool
+            Leave out texts that tell the patient's death, each rule a step of the attrition.
 
         Returns
         -------
@@ -251,13 +253,15 @@ class Corpus:
             "SELECT key, patient_id, encounter_id, number, label, split FROM joined JOIN labels USING (key) "
             "ORDER BY patient_id, key"
         )
-        words, done = f"Writing {task.name}", 0
+        words, done, removed = f"Writing {task.name}", 0, Counter[str]()
         total = self._value("SELECT count(*) FROM joined JOIN labels USING (key)")
         with ExamplesWriter(self.folder.folder / "examples" / task.name, task) as writer:
             for batch in self.connection.cursor().sql(query).to_arrow_reader(_ROW_GROUP // 4):
                 texts = [self._joined.text(number) for number in batch["number"].to_pylist()]
-                if drop:
-                    texts = [drop(text) for text in texts]
+                if without_deaths:
+                    texts = [without_charted_death(text) for text in texts]
+                rules = [death_rule(text) if without_deaths else None for text in texts]
+                removed.update(rule for rule in rules if rule)
                 columns = {
                     "example_id": batch["key"],
                     "patient_id": batch["patient_id"],
@@ -267,9 +271,11 @@ class Corpus:
                     "split": batch["split"],
                 }
                 table = pa.table(columns)
-                writer.write(table.filter(pc.is_valid(table["text"])))
+                writer.write(table.filter(pa.array([rule is None for rule in rules])))
                 done += batch.num_rows
                 self.folder.report(words, done, total)
+        for rule in RULES if without_deaths else ():
+            attrition.step(f"text free of: {rule}", attrition.steps[-1]["kept"] - removed[rule])
         return self.folder.finish_task(task, attrition, facts)
 
     def patients(self) -> list[str]:

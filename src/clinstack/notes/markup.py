@@ -121,7 +121,7 @@ _FIELD = re.compile(r"\\field(?=\s*\{)")
 _UNICODE = re.compile(r"\\u(-?\d{1,10})")
 _WITHOUT_NUMBER = re.compile(r"\\(?:uc|bin)(?!-?\d)[ ]?")
 _FOREIGN_CHARSET = re.compile(r"\\fcharset(?:7[89]|8\d)(?!\d)")
-_OBJECT = re.compile(r"\\ansicpg(\d*)")
+_CODE_PAGE = re.compile(r"\\ansicpg(\d*)")
 
 
 def rtf_to_text(rtf: str) -> str:
@@ -142,7 +142,7 @@ def rtf_to_text(rtf: str) -> str:
     rtf = _WITHOUT_NUMBER.sub("", rtf)
     rtf = _FOREIGN_CHARSET.sub(r"\\fcharset0", rtf)
     rtf = _UNICODE.sub(lambda found: found.group() if -0x8000 <= int(found.group(1)) <= 0xFFFF else "\\u65533", rtf)
-    rtf = _OBJECT.sub(_known_code_page, rtf)
+    rtf = _CODE_PAGE.sub(_known_code_page, rtf)
     # The line end lets it write the bytes (\'e9) that a document without its last brace ends with.
     text: str = strip(rtf + "\n", encoding="cp1252", errors="replace")
     # RTF writes characters beyond 16 bits as two surrogates; a lone one is no text and cannot be stored.
