@@ -1,10 +1,13 @@
 """Finding sections, cutting the admission part, and mentions of death."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from clinstack.notes.death_mentions import death_rule, without_charted_death
 from clinstack.notes.section_headers import ADMISSION_SECTIONS, HEADERS, read_header
+from clinstack.notes.section_priority import PRIORITIES
 from clinstack.notes.sections import (
     SectionSpan,
     admission_sections,
@@ -247,6 +250,21 @@ def test_headers_of_parts_stay_in_the_hospital_course() -> None:
         "DISCHARGE CONDITION",
     ]
     assert "Neuro: fine" in split_sections(note)[0].body
+
+
+def test_an_exam_with_parts_called_exam_is_one() -> None:
+    note = "Physical Exam:\n====\nADMISSION EXAM:\nVS: ok\nDrains: two\n\nExam:\nNAD\n\nDISCHARGE EXAM:\nwalks\n"
+    assert admission_sections("HPI: a\n" + note)["PHYSICAL EXAM"] == "VS: ok Drains: two Exam: NAD"
+
+
+def test_the_page_lists_every_way_of_writing() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sections.md").read_text(encoding="utf-8")
+    for name, aliases in HEADERS.items():
+        if name not in ("PHYSICAL EXAM", "DISCHARGE EXAM"):  # made by rule, and described as such
+            assert f"| {name} | {', '.join(aliases[1:])} |" in page
+    for kind, names in PRIORITIES.items():
+        listed = ", ".join(name or "(sections without a listed name)" for name in names)
+        assert f"- **{kind}**: {listed}\n" in page
 
 
 def test_the_map_covers_the_text() -> None:

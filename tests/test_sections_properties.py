@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from itertools import pairwise
 
@@ -58,7 +59,7 @@ fragments = headers | st.sampled_from(NEWLINES) | st.sampled_from(PROSE) | st.sa
 notes = st.lists(fragments, max_size=40).map("".join) | st.text(max_size=200)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(notes)
 def test_spans_cover_the_text_in_order(text: str) -> None:
     spans = section_map(text)
@@ -68,7 +69,7 @@ def test_spans_cover_the_text_in_order(text: str) -> None:
     assert all(span.name is None or span.name in HEADERS for span in spans)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(notes)
 def test_sections_say_where_they_stand(text: str) -> None:
     sections = split_sections(text)
@@ -80,7 +81,7 @@ def test_sections_say_where_they_stand(text: str) -> None:
     assert all(not text[first.end : second.start].strip() for first, second in pairwise(sections))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(notes)
 def test_an_admission_text_is_read_back_as_it_is(text: str) -> None:
     found = admission_text_with_map(text)
@@ -96,14 +97,14 @@ def test_an_admission_text_is_read_back_as_it_is(text: str) -> None:
     assert text_kind(spans) == "admission"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(notes, st.sampled_from(NEWLINES[:1] + NEWLINES[2:10]))
 def test_every_newline_is_one(text: str, newline: str) -> None:
     plain = "\n".join(text.splitlines())
     assert admission_sections(newline.join(plain.split("\n"))) == admission_sections(plain)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(notes)
 def test_every_text_has_a_kind(text: str) -> None:
     assert default_priority(section_map(text)) in PRIORITIES.values()
@@ -111,11 +112,15 @@ def test_every_text_has_a_kind(text: str) -> None:
 
 def seconds(text: str) -> float:
     times = []
-    for _ in range(2):
-        start = time.process_time()
-        section_map(text)
-        admission_text(text)
-        times.append(time.process_time() - start)
+    gc.disable()  # it walks through whatever else this process holds
+    try:
+        for _ in range(3):
+            start = time.process_time()
+            section_map(text)
+            admission_text(text)
+            times.append(time.process_time() - start)
+    finally:
+        gc.enable()
     return min(times)
 
 
@@ -136,7 +141,7 @@ UNITS = {
 
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
 def test_time_grows_with_the_length_alone(unit: str) -> None:
-    length = 40_000
+    length = 20_000
     text = unit * (length // len(unit))
     short, long = seconds(text), seconds(text * 8)
     assert long < 24 * short + 0.03

@@ -87,7 +87,8 @@ PERTINENT RESULTS: pertinent labs; pertinent laboratory data; pertinent data; la
     admission; laboratory data on admission; laboratories on admission; laboratory values on admission; admission
     laboratory data; discharge labs; labs on discharge; labs at discharge; pertinent results on admission; pertinent
     studies; relevant imaging; pathology; hemodynamic data; pertinent x-rays; pertinent findings; pertinent lab
-    results; initial labs; significant labs
+    results; initial labs; significant labs; radiology/studies; radiologic data; laboratory and diagnostic data;
+    pertinent imaging; other pertinent results
 PROCEDURE: major surgical or invasive procedure; major surgical or invasive procedures; procedures; procedure
     performed; procedures performed; procedure done; name of procedure; title of procedure; title of procedures;
     principal procedure; principal procedures; operation; operations; operation performed; operations performed;
@@ -121,7 +122,7 @@ DISCHARGE DIAGNOSIS: discharge diagnoses; final diagnosis; final diagnoses; diag
 DISCHARGE CONDITION: condition on discharge; condition at discharge; condition upon discharge; condition at the time
     of discharge; condition at time of discharge; condition; condition upon disposition; discharge status; status on
     discharge; status at discharge; patient condition; condition of patient; condition of the patient on discharge;
-    patient condition on discharge; code status at discharge; level of consciousness; activity status
+    patient condition on discharge; code status at discharge
 DISCHARGE DISPOSITION: disposition; dispo; disposition on discharge; disposition at discharge; discharged to;
     discharge to; discharge disposition/location; discharge location; d/c disposition
 DISCHARGE INSTRUCTIONS: instructions; patient instructions; discharge diet; diet on discharge; instructions on
@@ -139,11 +140,11 @@ ADDENDUM: addenda; discharge summary addendum; addendum to discharge summary
 DEMOGRAPHICS: name; patient name; unit no; mrn; medical record number; admission date; date of admission; discharge
     date; date of discharge; date of birth; dob; sex; age; gender; service; attending; attending physician; attending
     md; facility; admitted; discharged; date of service; primary care physician; pcp; referring physician; provider;
-    date; surgeon; assistant; identifying data; identification; birthdate; admission; date of procedure; date of
-    operation; hospital; completed by; dictated by; signed by; electronically signed by; job number; medquist36;
-    signed electronically by
-SUBJECTIVE: interval history; 24 hour events; events; overnight events; s
-OBJECTIVE: o
+    date; surgeon; assistant; identifying data; identification; birthdate; date of procedure; date of operation;
+    hospital; completed by; dictated by; signed by; electronically signed by; job number; medquist36; signed
+    electronically by
+SUBJECTIVE: interval history; 24 hour events; overnight events
+OBJECTIVE:
 ASSESSMENT AND PLAN: assessment/plan; a/p; a and p; plan; plans; assessment; impression and plan; impression/plan;
     impression and recommendations; assessment and recommendations; plan and recommendations; recommendations;
     recommendation; treatment plan; medical decision making; discussion; formulation; impression/recommendations;
@@ -196,7 +197,12 @@ def _headers() -> dict[str, tuple[str, ...]]:
         name, _, aliases = entry.partition(":")
         # A name is always a way of writing itself, so that what this package writes is read back.
         found[name] = (name.lower(), *_listed(aliases))
-    found["PHYSICAL EXAM"] = ("physical exam", *_filled(_AT_ADMISSION, _EXAM), "admission vitals and physical exam")
+    found["PHYSICAL EXAM"] = (
+        "physical exam",
+        *_filled(_AT_ADMISSION, _EXAM),
+        "admission vitals and physical exam",
+        "general physical examination",
+    )
     found["DISCHARGE EXAM"] = _filled(_AFTERWARDS, f"exam; {_EXAM}; vitals; vital signs; vs; mental status")
     return {name: tuple(dict.fromkeys(aliases)) for name, aliases in found.items()}
 

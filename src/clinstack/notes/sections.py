@@ -205,11 +205,17 @@ def _openings(text: str) -> list[tuple[int, str, str | None, int]]:
     """Return where sections begin: start, header, name, and start of the body. The first begins with the text."""
     openings: list[tuple[int, str, str | None, int]] = [(0, "", None, 0)]
     name: str | None = None
-    stage = 0
+    stage, filled = 0, False
     for candidate in _candidates(text):
         if candidate.start < openings[-1][3] or not _opens(candidate, name):
             continue
+        if candidate.meaning.name == name == "PHYSICAL EXAM":
+            # "Vitals: … Exam: …" is one exam; an empty one may be followed by another. Looked at once in a section.
+            filled = filled or bool(_on_one_line(text[openings[-1][3] : candidate.start]))
+            if filled:
+                continue
         name, stage = _name_here(candidate.meaning, name, stage)
+        filled = False
         openings.append((candidate.start, candidate.header, name, candidate.body))
     return openings
 
@@ -219,6 +225,8 @@ def _opens(candidate: _Candidate, inside: str | None) -> bool:
     meaning = candidate.meaning
     in_later_section = inside is not None and inside not in ADMISSION_SECTIONS and inside not in SOFT
     if meaning.name is not None:
+        if inside == "PHYSICAL EXAM" and meaning.name == "OPERATION FACTS":
+            return False  # "Drains: two"
         # Short headers ("PE:", "Labs:") and soft ones are words of the text there as well.
         vague = meaning.name in SOFT or len(meaning.words) <= 4
         return candidate.after_blank or not (vague and in_later_section)
