@@ -585,5 +585,10 @@ def test_the_command_line(prepared: Path, tmp_path: Path) -> None:
 
 def test_check_reads_the_first_rows_only(prepared: Path, tmp_path: Path) -> None:
     found = check_table(write_spec(tmp_path / "spec.yaml", prepared.parent / "csv"))
-    assert ("notes.text", str(prepared.parent / "csv" / "notes.csv"), "body", "120 of 120") in found
-    assert any(key == "labels.diagnoses.label" for key, *_ in found)
+    notes = found[0]
+    assert (notes.key, notes.place, notes.rows) == ("notes", str(prepared.parent / "csv" / "notes.csv"), 120)
+    assert ("text", "body", 120) in notes.columns
+    assert notes.values == []
+    values = {part.key: part.values for part in found}
+    assert values["labels.diagnoses"] == ["0331", "E11.9", "I10"]
+    assert list(values)[-1] == "admissions"

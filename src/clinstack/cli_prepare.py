@@ -350,11 +350,13 @@ def prepare_table(
     if check:
         from clinstack.notes.table import check_table
 
-        table = Table("key", "read from", "column", "filled, first rows", title=f"What {escape(str(spec))} uses")
-        for row in check_table(spec):
-            table.add_row(*map(escape, row))
-        console.print(table)
-        console.print("Nothing was written.")
+        for part in check_table(spec):
+            console.print(f"[bold]{part.key}[/] from {escape(part.place)}", soft_wrap=True)
+            for name, column, filled in part.columns:
+                values = f"  {escape(', '.join(part.values))}" if name == "label" and part.values else ""
+                filled_in = f"filled in {filled:,} of {part.rows:,} rows{values}"
+                console.print(f"  {name:<14} {escape(column):<20} {filled_in}", soft_wrap=True)
+        console.print("These are the first rows of each table. Nothing was written.")
         return
     if out is None:
         raise InputError("Name the folder to write with --out, or look first with --check.")

@@ -144,7 +144,7 @@ def rtf_to_text(rtf: str) -> str:
     rtf = _UNICODE.sub(lambda found: found.group() if -0x8000 <= int(found.group(1)) <= 0xFFFF else "\\u65533", rtf)
     rtf = _CODE_PAGE.sub(_known_code_page, rtf)
     # The line end lets it write the bytes (\'e9) that a document without its last brace ends with.
-    text: str = strip(rtf + "\n", encoding="cp1252", errors="replace")
+    text: str = strip(rtf + "\n", encoding="cp1252", errors="replace")  # type: ignore[no-untyped-call]
     # RTF writes characters beyond 16 bits as two surrogates; a lone one is no text and cannot be stored.
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     lines = text.replace("\r", "\n").replace("\xad", "").split("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from clinstack.notes.table_columns import (
     refuse_empty,
     wrong,
 )
-from clinstack.notes.table_labels import write_task
+from clinstack.notes.table_labels import LONGEST_SHOWN, write_task
 from clinstack.notes.table_spec import AdmissionsSpec, NotesSpec, SplitsSpec, TableSpec, load_spec
 
 _SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 _DIED = {"0": 0, "false": 0, "f": 0, "no": 0, "1": 1, "true": 1, "t": 1, "yes": 1}
+_MOST_SHOWN = 8
 
 
 def prepare_table(spec_path: Path, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -81,19 +83,38 @@ def prepare_table(spec_path: Path, out: Path, progress: Progress | None = None) 
         )
 
 
-def check_table(spec_path: Path) -> list[tuple[str, str, str, str]]:
-    """Look for what a spec names, and at the first rows of each table, without writing anything.
+@dataclass(frozen=True)
+class CheckedPart:
+    """What a part of a spec reads.
 
-    Returns
-    -------
-    list of tuple
-        For each column: the key in the spec, the place, the column, and how many of the first rows fill it. No value
-        is shown.
+    Parameters
+    ----------
+    key : str
+        Of the spec, such as ``notes``.
+    place : str
+        The table.
+    rows : int
+        Those of its first rows that ``where`` keeps.
+    columns : list of tuple
+        Name in clinstack, column in the table, how many of these rows fill it.
+    values : list of str
+        Values of the label in these rows, the first few; none where one is long, and the column perhaps a wrong one.
+    """
+
+    key: str
+    place: str
+    rows: int
+    columns: list[tuple[str, str, int]]
+    values: list[str]
+
+
+def check_table(spec_path: Path) -> list[CheckedPart]:
+    """Look for what a spec names, and at the first rows of each table, without writing anything.
 
     Raises
     ------
     InputError
-        If the spec, a table, a column, or a value in the first rows is wrong.
+        If the spec, a table, a column, or the type of a value in the first rows is wrong.
     """
     import duckdb
 
@@ -103,13 +124,19 @@ def check_table(spec_path: Path) -> list[tuple[str, str, str, str]]:
         tables = SourceTables(connection, spec.source)
         check_columns(spec, tables)
         for key, part in parts_of(spec).items():
-            table = part.table or ""
-            columns = columns_of(part)
+            table, columns = part.table or "", columns_of(part)
             rows = next(batches(tables, table, columns, getattr(part, "where", {})), None)
-            for name, (column, _) in columns.items():
-                read = 0 if rows is None else rows.num_rows
-                filled = 0 if rows is None else read - rows[name].null_count
-                found.append((f"{key}.{name}", tables.place(table), column, f"{filled:,} of {read:,}"))
+            count = 0 if rows is None else rows.num_rows
+            filled = [
+                (name, column, 0 if rows is None else count - rows[name].null_count)
+                for name, (column, _) in columns.items()
+            ]
+            values: list[str] = []
+            if rows is not None and "label" in columns:
+                values = sorted(set(rows["label"].drop_null().to_pylist()))[:_MOST_SHOWN]
+            if any(len(value) > LONGEST_SHOWN for value in values):
+                values = []
+            found.append(CheckedPart(key, tables.place(table), count, filled, values))
     return found
 
 

@@ -17,7 +17,7 @@ from clinstack.tasks import Task
 
 _TRUTH = {"0": 0, "0.0": 0, "false": 0, "f": 0, "no": 0, "n": 0, "1": 1, "1.0": 1, "true": 1, "t": 1, "yes": 1, "y": 1}
 _MOST_CLASSES = 1000
-_SHOWN = 40
+LONGEST_SHOWN = 40
 """A longer value is not shown: the column may be the wrong one, and hold notes."""
 
 
@@ -136,7 +136,7 @@ def _class_indices(tables: SourceTables, spec: LabelSpec) -> tuple[str, ...]:
     meaning, names = class_of(spec), spec.class_names
     values = [row[0] for row in connection.execute("SELECT DISTINCT label FROM label_rows ORDER BY 1").fetchall()]
     if meaning is None:
-        if len(values) > _MOST_CLASSES or any(len(value) > _SHOWN for value in values):
+        if len(values) > _MOST_CLASSES or any(len(value) > LONGEST_SHOWN for value in values):
             raise InputError(
                 f"{tables.place(spec.table)}: column {spec.label} has {len(values):,} different values, some of them "
                 f"long; is it the column of the label? If so, name the classes under labels.{spec.name}.classes."
@@ -166,7 +166,7 @@ def _class_indices(tables: SourceTables, spec: LabelSpec) -> tuple[str, ...]:
 
 
 def _unknown(tables: SourceTables, spec: LabelSpec, row: int, value: str, known: list[str]) -> None:
-    shown = f"is {value!r}, which" if len(value) <= _SHOWN else f"is {len(value):,} characters long and"
+    shown = f"is {value!r}, which" if len(value) <= LONGEST_SHOWN else f"is {len(value):,} characters long and"
     wrong(
         tables,
         spec.table,
@@ -215,10 +215,12 @@ def _collect_codes(tables: SourceTables, spec: LabelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if spec.classes is None:
         _refuse_numbers(tables, spec)
-        long = first(connection, f"SELECT row FROM codes WHERE length(code) > {_SHOWN} ORDER BY row")
+        long = first(connection, f"SELECT row FROM codes WHERE length(code) > {LONGEST_SHOWN} ORDER BY row")
         if long:
             remedy = "is it the column of the codes, and separator what stands between them?"
-            wrong(tables, spec.table, long[0], f"column {spec.label} is longer than {_SHOWN} characters; {remedy}")
+            wrong(
+                tables, spec.table, long[0], f"column {spec.label} is longer than {LONGEST_SHOWN} characters; {remedy}"
+            )
     else:
         facts["labels_unlisted"] = _map_codes(tables, spec)
     if spec.before:
