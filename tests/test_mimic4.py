@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
-from clinstack.notes import mimic4, mimic4_notes
+from clinstack.notes import mimic4, mimic4_notes, mimic4_texts
 from clinstack.notes.icd import CodeBook, IcdMap, category, read_as_number
 from clinstack.notes.mimic4 import prepare_mimic4
 from clinstack.notes.mimic4_options import Mimic4Options
@@ -399,7 +399,7 @@ def test_notes_elsewhere_flat_folders_parquet_and_a_database_give_the_same(
         prepare_mimic4(tmp_path / "iv", tmp_path / "out", options())
 
 
-def test_output_is_the_same_again_however_the_patients_are_taken_in_ranges(
+def test_output_is_the_same_again_and_in_small_batches_by_several_processes(
     source: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, int, int]] = []
@@ -412,14 +412,15 @@ def test_output_is_the_same_again_however_the_patients_are_taken_in_ranges(
     assert facts == json.loads((prepared / "prepare.json").read_text())
     assert facts["tables"]["note/discharge.csv.gz"] == sha256_file(source / "note/discharge.csv.gz")
     last = {words: (done, total) for words, done, total in calls}
-    assert last["Cleaning notes"] == (16, 16)
+    assert last["Writing notes"] == (14, 14)
     assert last["Writing mortality"] == (7, 7)
     assert all(done == total for done, total in last.values())
-    monkeypatch.setattr(mimic4_notes, "_RANGE_BYTES", 300)
-    prepare_mimic4(source, tmp_path / "ranges", options())
-    for file in ("notes/notes.parquet", "examples/diagnoses/train.parquet"):
-        assert pq.read_table(tmp_path / "ranges" / file).equals(pq.read_table(prepared / file))
-    assert json.loads((tmp_path / "ranges/prepare.json").read_text())["counts"] == facts["counts"]
+    monkeypatch.setattr(mimic4_texts, "_BATCH", 2)
+    monkeypatch.setattr(mimic4_texts, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(mimic4_notes, "_BATCH", 3)
+    prepare_mimic4(source, tmp_path / "batches", options(tasks=["mortality"]))
+    for file in ("notes/notes.parquet", "examples/mortality/train.parquet"):
+        assert pq.read_table(tmp_path / "batches" / file).equals(pq.read_table(prepared / file))
 
 
 def test_row_counts_name_the_release_give_or_take_one(

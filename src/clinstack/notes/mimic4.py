@@ -9,12 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from clinstack.notes.attrition import Attrition
-from clinstack.notes.death_mentions import RULES, death_rule, without_charted_death
 from clinstack.notes.icd import CodeBook, CodeKind, IcdMap
 from clinstack.notes.labels import LENGTH_OF_STAY_CLASSES
 from clinstack.notes.mimic4_labels import (
@@ -27,19 +22,10 @@ from clinstack.notes.mimic4_labels import (
     open_codes,
     open_ventilation,
 )
-from clinstack.notes.mimic4_notes import (
-    NOTE_TABLES,
-    count_hadm,
-    open_notes,
-    refuse_empty,
-    refuse_foreign_admissions,
-    refuse_repeated,
-    sections_of,
-    texts_file,
-    write_corpus,
-)
+from clinstack.notes.mimic4_notes import NOTE_TABLES, Mimic4Notes, refuse_empty, refuse_repeated
 from clinstack.notes.mimic4_options import Mimic4Options
-from clinstack.notes.prepared import ExamplesWriter, PreparedFolder, Progress, is_synthetic_source, prepared_folder
+from clinstack.notes.mimic4_texts import write_examples, write_texts
+from clinstack.notes.prepared import PreparedFolder, Progress, is_synthetic_source, prepared_folder
 from clinstack.notes.source_tables import SourceTables, is_address
 from clinstack.tasks import Task
 
@@ -94,29 +80,32 @@ def prepare_mimic4(
         If an argument, a table, a column or a value is wrong; nothing is written then.
     """
     chosen = options or Mimic4Options()
-    with prepared_folder(out, progress) as folder:
+    remedy = "Name the folder of MIMIC-IV-Note with --notes-source."
+    with prepared_folder(out, progress) as folder, Mimic4Notes(folder) as notes:
         hosp = _area(folder, source, "hosp", "admissions")
         icu = _area(folder, source, "icu", "procedureevents")
         note = _area(folder, notes_source or source, "note", "discharge")
         tasks, left_out = _tasks(chosen, icu)
         books = _code_books(chosen, tasks)
         row_counts: dict[str, int] = {}
-        attrition: Attrition | None = None
         for table in NOTE_TABLES:
-            note.reader(table, "Name the folder of MIMIC-IV-Note with --notes-source.")
+            note.reader(table, remedy)
         if tasks:
             row_counts |= _open_admissions(hosp)
             row_counts |= {CODE_TABLES[kind]: open_codes(hosp, kind) for kind in books}
             if "prolonged_ventilation" in tasks:
                 row_counts |= open_ventilation(icu)
-        row_counts |= open_notes(note, "Name the folder of MIMIC-IV-Note with --notes-source.")
-        counts: dict[str, Any] = {"patients": _split_patients(folder, chosen.seed)}
+        row_counts |= notes.read(note, remedy)
+        # Patients who have a note, so that notes alone and notes with tasks are split alike.
+        counts: dict[str, Any] = {"patients": folder.split_patients(notes.patients(), chosen.seed)}
         if tasks:
-            refuse_foreign_admissions(note)
-            counts |= count_hadm(folder.connection)
+            notes.refuse_foreign_admissions(note)
+        counts |= notes.deduplicate()
+        notes.write()
+        if tasks:
+            counts |= notes.count_lost()
             attrition = _select_adults(folder.connection)
-        counts |= write_corpus(folder, chosen.text == "admission", attrition)
-        if attrition:
+            write_texts(notes, chosen.text == "admission", attrition)
             folder.connection.execute(_CANDIDATES)
             folder.write_admissions(_ADMISSIONS)
             counts["examples"] = {name: _write_task(folder, name, chosen, books, attrition.copy()) for name in tasks}
@@ -206,7 +195,7 @@ def _open_admissions(hosp: SourceTables) -> dict[str, int]:
         remedy,
     )
     for table, column in (("admissions", "subject_id"), ("admissions", "hadm_id"), ("patients", "subject_id")):
-        refuse_empty(hosp, table, column, "BIGINT")
+        refuse_empty(hosp, table, column)
     for table, key in (("admissions", "hadm_id"), ("patients", "subject_id")):
         twice = hosp.connection.execute(
             f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1 ORDER BY {key} LIMIT 1"
@@ -214,13 +203,6 @@ def _open_admissions(hosp: SourceTables) -> dict[str, int]:
         if twice:
             refuse_repeated(hosp, [table], key, "BIGINT", twice[0][0])
     return {table: count(hosp.connection, table) for table in ("admissions", "patients")}
-
-
-def _split_patients(folder: PreparedFolder, seed: int) -> dict[str, int]:
-    """Split the patients who have a note, so that notes alone and notes with tasks are split alike."""
-    both = " UNION ".join(f"SELECT subject_id FROM {table}" for table in NOTE_TABLES)
-    rows = folder.connection.execute(both).fetchall()
-    return folder.split_patients((str(row[0]) for row in rows), seed)
 
 
 def _select_adults(connection: Any) -> Attrition:
@@ -250,7 +232,7 @@ def _select_adults(connection: Any) -> Attrition:
 _CANDIDATES = """
 CREATE TABLE candidates AS
 SELECT grown.*, split
-FROM grown JOIN (SELECT hadm FROM texts) USING (hadm) JOIN splits ON splits.patient_id = grown.subject::VARCHAR
+FROM grown JOIN written USING (hadm) JOIN splits ON splits.patient_id = grown.subject::VARCHAR
 """
 _ADMISSIONS = """
 SELECT hadm_id::VARCHAR AS encounter_id, subject_id::VARCHAR AS patient_id, admittime AS admitted,
@@ -283,12 +265,7 @@ def _write_task(
         book = books["diagnoses" if name == "diagnoses" else "procedures"]
         facts = label_codes(connection, attrition, book, options.minimum_count)
         task = Task(name, "multilabel", tuple(facts.pop("classes")), _CODE_DESCRIPTIONS[options.icd].format(name))
-    removed = _write_examples(folder, task, attrition.steps[-1]["kept"])
-    kept = attrition.steps[-1]["kept"]
-    for rule, number in removed.items():
-        kept -= number
-        attrition.step(f"text free of: {rule}", kept)
-    return folder.finish_task(task, attrition, facts)
+    return write_examples(folder, task, attrition, facts)
 
 
 _CODE_DESCRIPTIONS = {
@@ -298,53 +275,6 @@ _CODE_DESCRIPTIONS = {
     "map-to-10": "ICD-10 categories of the {}; ICD-9 codes are mapped.",
     "both": "Categories of the {}, each with its version of the ICD.",
 }
-
-
-def _write_examples(folder: PreparedFolder, task: Task, total: int) -> dict[str, int]:
-    """Write the labelled texts in the order of patient and admission; return what the rules on death removed."""
-    removed = dict.fromkeys(RULES, 0) if task.name == "mortality" else {}
-    words, done = f"Writing {task.name}", 0
-    folder.report(words, 0, total)
-    with (
-        ExamplesWriter(folder.folder / "examples" / task.name, task) as writer,
-        pq.ParquetFile(texts_file(folder)) as texts,
-    ):
-        for batch in texts.iter_batches(512):
-            folder.connection.register("batch", pa.Table.from_batches([batch]))
-            table = folder.connection.sql(_EXAMPLES).to_arrow_table()
-            folder.connection.unregister("batch")
-            done += table.num_rows
-            writer.write(_without_deaths(table, removed) if removed else table)
-            folder.report(words, done, total)
-    return removed
-
-
-_EXAMPLES = """
-SELECT hadm::VARCHAR AS example_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, text, label,
-    sections, split
-FROM batch JOIN labelled USING (hadm) JOIN candidates USING (hadm) ORDER BY subject, hadm
-"""
-
-
-def _without_deaths(table: pa.Table, removed: dict[str, int]) -> pa.Table:
-    """Drop texts that tell the patient's death, counting them by rule, and mend those where it was charted later."""
-    texts, keep = [], []
-    for text in table["text"].to_pylist():
-        safe = without_charted_death(text)
-        rule = death_rule(safe)
-        if rule:
-            removed[rule] += 1
-        keep.append(rule is None)
-        texts.append(safe)
-    changed = pc.not_equal(table["text"], pa.array(texts, table["text"].type)).to_pylist()
-    sections = [
-        sections_of(text) if new else old
-        for text, new, old in zip(texts, changed, table["sections"].to_pylist(), strict=True)
-    ]
-    for name, values in (("text", texts), ("sections", sections)):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
-    return table.filter(pa.array(keep, pa.bool_()))
 
 
 def _known_as(table: str, rows: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def open_codes(tables: SourceTables, kind: CodeKind) -> int:
     table = CODE_TABLES[kind]
     remedy = f"{kind} needs it: add the file, or leave the task out with --tasks."
     tables.open(table, {"hadm_id": "BIGINT", "icd_code": "CODE", "icd_version": "BIGINT"}, remedy)
-    refuse_empty(tables, table, "hadm_id", "BIGINT")
+    refuse_empty(tables, table, "hadm_id")
     execute = tables.connection.execute
     distinct = execute(f"SELECT DISTINCT icd_code, icd_version FROM {table} ORDER BY ALL").fetchall()
     for code, version in distinct:

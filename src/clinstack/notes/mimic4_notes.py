@@ -1,26 +1,24 @@
-"""MIMIC-IV's discharge summaries and radiology reports: cleaned, deduplicated, and one text for each admission.
+"""MIMIC-IV's discharge summaries and radiology reports: read once, cleaned, deduplicated, written by patient and time.
 
-The patients are taken in ranges of their numbers, each range small enough for memory, so the notes come out ordered by
-patient without a sort of the whole table.
+The texts wait in a scratch file; only their keys are sorted, so any number of notes fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
-from clinstack.notes.attrition import Attrition
 from clinstack.notes.cleaning import clean_texts
+from clinstack.notes.csv_rows import Rows
 from clinstack.notes.prepared import PreparedFolder
-from clinstack.notes.sections import admission_text, joined, section_map, sections_type
 from clinstack.notes.source_tables import SourceTables, typed
+from clinstack.notes.text_store import TextStore
 
 NOTE_TABLES = {"discharge": "Discharge summary", "radiology": "Radiology"}
 _COLUMNS = {
@@ -32,219 +30,9 @@ _COLUMNS = {
     "charttime": "TIMESTAMP",
     "text": "VARCHAR",
 }
-_RANGE_BYTES = 64 * 1024 * 1024
-"""Text of the patients that are worked on at a time."""
-_ROW_GROUP = 2048
-
-
-def open_notes(tables: SourceTables, remedy: str) -> dict[str, int]:
-    """Load the two tables of notes and check their keys; return the rows of each.
-
-    Raises
-    ------
-    InputError
-        If a table or column is missing or wrong, a note has no patient or number, or two notes have the same number.
-    """
-    rows = {}
-    for table in NOTE_TABLES:
-        tables.reader(table, remedy)
-    for table in NOTE_TABLES:
-        tables.open(table, _COLUMNS, remedy)
-        rows[table] = tables.connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
-        for column in ("note_id", "subject_id"):
-            refuse_empty(tables, table, column, _COLUMNS[column])
-    both = " UNION ALL ".join(f"SELECT note_id FROM {table}" for table in NOTE_TABLES)
-    twice = tables.connection.execute(
-        f"SELECT note_id FROM ({both}) GROUP BY note_id HAVING count(*) > 1 ORDER BY note_id LIMIT 1"
-    ).fetchall()
-    if twice:
-        refuse_repeated(tables, list(NOTE_TABLES), "note_id", "VARCHAR", twice[0][0])
-    return rows
-
-
-def refuse_empty(tables: SourceTables, table: str, column: str, kind: str) -> None:
-    """Raise InputError naming the first row whose column is empty."""
-    query = f"SELECT count(*) FROM {table} WHERE {column} IS NULL OR trim({column}::VARCHAR) = ''"
-    if not tables.connection.execute(query).fetchall()[0][0]:
-        return
-    row = next(number for number, value in _numbered(tables, table, column, kind) if not str(value or "").strip())
-    raise InputError(f"{tables.place(table)}, row {row:,}: column {column} is empty; correct the row.")
-
-
-def refuse_repeated(tables: SourceTables, names: list[str], column: str, kind: str, value: object) -> None:
-    """Raise InputError naming the second row, over all the tables, that holds a value."""
-    found = ((table, row) for table in names for row, other in _numbered(tables, table, column, kind) if other == value)
-    next(found)
-    table, row = next(found)
-    raise InputError(
-        f"{tables.place(table)}, row {row:,}: {column} {value} stands in an earlier row too; keep one of the rows."
-    )
-
-
-def _numbered(tables: SourceTables, table: str, column: str, kind: str) -> Iterator[tuple[int, Any]]:
-    """Read one column again, with the number of each row; only for a message."""
-    for rows in tables.rows(table, [column]):
-        values = typed(rows, column, kind, tables.place(table)).to_pylist()
-        yield from zip(rows.numbers.tolist(), values, strict=True)
-
-
-def refuse_foreign_admissions(tables: SourceTables) -> None:
-    """Raise InputError if a note names an admission of another patient: the split by patient would not hold."""
-    for table in NOTE_TABLES:
-        row = tables.connection.execute(
-            f"SELECT note_id, hadm_id FROM {table} JOIN admissions USING (hadm_id) "
-            f"WHERE {table}.subject_id <> admissions.subject_id ORDER BY note_id LIMIT 1"
-        ).fetchall()
-        if row:
-            raise InputError(
-                f"{tables.place(table)}: note {row[0][0]} names hadm_id {row[0][1]}, an admission of another patient; "
-                f"take notes and hosp/ of the same release."
-            )
-
-
-def write_corpus(folder: PreparedFolder, admission_only: bool, attrition: Attrition | None) -> dict[str, int]:
-    """Write ``notes.parquet``; with an attrition, also the text of each admission.
-
-    Parameters
-    ----------
-    folder : PreparedFolder
-        Its connection holds ``discharge`` and ``radiology``, and ``grown`` (hadm, ...) where texts are wanted.
-    admission_only : bool
-        Whether a text holds only what was known on admission.
-    attrition : Attrition or None
-        Gets the steps; None writes no texts. The view ``texts`` (hadm, text, sections) reads them from the file
-        `texts_file`, in the order of patient and admission.
-
-    Returns
-    -------
-    dict of str to int
-        What was left out of the notes and why.
-    """
-    connection = folder.connection
-    connection.execute("CREATE TABLE digests (subject BIGINT, digest UHUGEINT)")
-    target = folder.folder / "notes" / "notes.parquet"
-    target.parent.mkdir()
-    total = sum(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in NOTE_TABLES)
-    done = filled = kept = summarised = reported = written = 0
-    folder.report("Cleaning notes", 0, total)
-    with pq.ParquetWriter(target, _NOTES_SCHEMA, compression="zstd") as notes, TextsWriter(folder.scratch) as texts:
-        for first, last in _ranges(connection):
-            done += _take_range(connection, first, last)
-            filled += connection.execute("SELECT count(*) FROM cleaned WHERE text <> ''").fetchall()[0][0]
-            connection.execute(_CHUNK)
-            connection.unregister("cleaned")
-            table = connection.sql(_NOTES).to_arrow_table().cast(_NOTES_SCHEMA)
-            notes.write_table(table, row_group_size=_ROW_GROUP)
-            kept += table.num_rows
-            connection.execute("INSERT INTO digests SELECT subject, md5_number(text) FROM chunk")
-            if attrition:
-                summarised += connection.execute(_SUMMARISED).fetchall()[0][0]
-                for hadm, rows in groupby(connection.execute(_SUMMARIES).fetchall(), key=lambda row: row[0]):
-                    reported += 1
-                    whole = joined(row[1] for row in rows)
-                    written += texts.add(hadm, admission_text(whole) if admission_only else whole)
-            folder.report("Cleaning notes", done, total)
-    if attrition:
-        attrition.step("with a discharge summary", summarised)
-        attrition.step("with a report, not addenda alone", reported)
-        if admission_only:
-            attrition.step("with a chief complaint, present illness or medical history", written)
-        connection.execute(f"CREATE VIEW texts AS SELECT * FROM '{texts_file(folder)}'")
-    shared = connection.execute(
-        "SELECT count(*) FROM (SELECT digest FROM digests GROUP BY digest HAVING count(DISTINCT subject) > 1)"
-    ).fetchall()[0][0]
-    connection.execute("DROP TABLE IF EXISTS chunk")
-    for name in ("digests", *NOTE_TABLES):
-        connection.execute(f"DROP TABLE {name}")
-    return {
-        "notes_read": total,
-        "notes_empty": total - filled,
-        "notes_repeated_within_a_patient": filled - kept,
-        "notes_kept": kept,
-        "texts_shared_by_patients": shared,
-    }
-
-
-def _take_range(connection: Any, first: int, last: int) -> int:
-    """Make ``cleaned`` of the notes of a range of patients; return how many there are."""
-    raw = connection.sql(_RAW.format(first=first, last=last)).to_arrow_table()
-    texts = clean_texts(raw["text"].combine_chunks())
-    connection.register("cleaned", raw.set_column(raw.schema.get_field_index("text"), "text", texts))
-    return int(raw.num_rows)
-
-
-def count_hadm(connection: Any) -> dict[str, int]:
-    """Count the discharge summaries that belong to no admission."""
-    query = "SELECT count(*) FROM discharge WHERE hadm_id"
-    return {
-        "discharge_summaries_without_hadm_id": connection.execute(f"{query} IS NULL").fetchall()[0][0],
-        "discharge_summaries_of_unknown_admissions": connection.execute(
-            f"{query} NOT IN (SELECT hadm_id FROM admissions)"
-        ).fetchall()[0][0],
-    }
-
-
-def texts_file(folder: PreparedFolder) -> Path:
-    """Return the file of the texts."""
-    return folder.scratch / "texts.parquet"
-
-
-class TextsWriter:
-    """Writes ``texts.parquet`` (hadm, text, sections) into a folder, a few hundred rows at a time."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.schema = pa.schema([("hadm", pa.int64()), ("text", pa.string()), ("sections", sections_type())])
-        self._writer = pq.ParquetWriter(scratch / "texts.parquet", self.schema, compression="zstd")
-        self._rows: list[tuple[int, str, list[dict[str, Any]]]] = []
-
-    def __enter__(self) -> TextsWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def add(self, hadm: int, text: str | None) -> bool:
-        """Add a text unless there is none; return whether it was added."""
-        if not text:
-            return False
-        self._rows.append((hadm, text, sections_of(text)))
-        if len(self._rows) >= _ROW_GROUP // 4:
-            self._flush()
-        return True
-
-    def _flush(self) -> None:
-        if self._rows:
-            columns = zip(*self._rows, strict=True)
-            arrays = [pa.array(values, kind) for values, kind in zip(columns, self.schema.types, strict=True)]
-            self._writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
-        self._rows.clear()
-
-
-def sections_of(text: str) -> list[dict[str, Any]]:
-    """Return the map of a text's sections as it stands in the examples."""
-    return [{"name": span.name, "start": span.start, "end": span.end} for span in section_map(text)]
-
-
-def _ranges(connection: Any) -> Iterator[tuple[int, int]]:
-    """Yield first and last patient number of ranges with about `_RANGE_BYTES` of text."""
-    rows = connection.execute(
-        "SELECT subject_id, sum(coalesce(strlen(text), 0)) FROM "
-        "(SELECT subject_id, text FROM discharge UNION ALL SELECT subject_id, text FROM radiology) "
-        "GROUP BY subject_id ORDER BY subject_id"
-    ).fetchall()
-    begin, size = 0, 0
-    for place, (_, more) in enumerate(rows):
-        if place > begin and size + more > _RANGE_BYTES:
-            yield rows[begin][0], rows[place - 1][0]
-            begin, size = place, 0
-        size += more
-    if rows:
-        yield rows[begin][0], rows[-1][0]
-
-
-_NOTES_SCHEMA = pa.schema(
+_ADDENDA = pa.array(["AD", "AR"])
+_BATCH = 2048
+_SCHEMA = pa.schema(
     [
         ("note_id", pa.string()),
         ("patient_id", pa.string()),
@@ -255,32 +43,192 @@ _NOTES_SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
-_RAW = " UNION ALL ".join(
-    f"""
-    SELECT note_id, subject_id AS subject, hadm_id AS hadm, charttime, '{kind}' AS kind,
-        coalesce(trim(note_type) IN ('AD', 'AR'), false) AS addendum, note_seq, text
-    FROM {table} WHERE subject_id BETWEEN {{first}} AND {{last}}
+
+
+class Mimic4Notes:
+    """The notes while they are prepared. A context manager; the keys are in tables of the folder's connection.
+
+    ``note_keys`` holds every note (note_id, subject, hadm, charttime, kind, addendum, note_seq, place, digest; no
+    digest where there is no text), ``kept_notes`` those that are written.
     """
-    for table, kind in NOTE_TABLES.items()
-)
-_CHUNK = """
-CREATE OR REPLACE TEMP TABLE chunk AS SELECT * FROM cleaned WHERE text <> ''
-QUALIFY row_number() OVER (
-    PARTITION BY subject, kind, md5(text)
-    ORDER BY hadm IS NULL, addendum, charttime DESC NULLS LAST, note_seq DESC NULLS LAST, note_id DESC
-) = 1
-"""
+
+    def __init__(self, folder: PreparedFolder) -> None:
+        self.folder = folder
+        self.connection = folder.connection
+        self.store = TextStore(folder.scratch / "notes.texts")
+        self.connection.execute(
+            "CREATE TABLE note_keys (note_id VARCHAR, subject BIGINT, hadm BIGINT, charttime TIMESTAMP, kind VARCHAR, "
+            "addendum BOOLEAN, note_seq BIGINT, place BIGINT, digest UHUGEINT)"
+        )
+
+    def __enter__(self) -> Mimic4Notes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.store.__exit__()
+
+    def read(self, tables: SourceTables, remedy: str) -> dict[str, int]:
+        """Read both tables and clean their texts; return the rows of each.
+
+        Raises
+        ------
+        InputError
+            If a table or column is missing or wrong, a note has no patient or number, or two have the same number.
+        """
+        counts = dict.fromkeys(NOTE_TABLES, 0)
+        for table in NOTE_TABLES:
+            tables.reader(table, remedy)
+        for table, kind in NOTE_TABLES.items():
+            place = tables.place(table)
+            for rows in tables.rows(table, list(_COLUMNS), needed_by=remedy):
+                self._add(rows, kind, place)
+                counts[table] += rows.batch.num_rows
+        twice = self.connection.execute(
+            "SELECT note_id FROM note_keys GROUP BY note_id HAVING count(*) > 1 ORDER BY note_id LIMIT 1"
+        ).fetchall()
+        if twice:
+            refuse_repeated(tables, list(NOTE_TABLES), "note_id", "VARCHAR", twice[0][0])
+        return counts
+
+    def _add(self, rows: Rows, kind: str, place: str) -> None:
+        values = {name: typed(rows, name, form, place) for name, form in _COLUMNS.items()}
+        for name in ("note_id", "subject_id"):
+            refuse_nulls(rows, values[name], name, place)
+        texts = clean_texts(values["text"])
+        filled = pc.greater(pc.binary_length(texts), 0).fill_null(False)
+        addendum = pc.is_in(pc.utf8_trim_whitespace(values["note_type"]), _ADDENDA)
+        table = pa.table(
+            {
+                "note_id": values["note_id"],
+                "subject": values["subject_id"],
+                "hadm": values["hadm_id"],
+                "charttime": values["charttime"],
+                "kind": pa.array([kind] * len(texts), pa.string()),
+                "addendum": addendum,
+                "note_seq": values["note_seq"],
+                "place": self.store.add_all(texts),
+                "text": pc.if_else(filled, texts, pa.scalar(None, texts.type)),
+            }
+        )
+        self.connection.register("new_notes", table)
+        self.connection.execute("INSERT INTO note_keys SELECT * EXCLUDE (text), md5_number(text) FROM new_notes")
+        self.connection.unregister("new_notes")
+
+    def patients(self) -> list[str]:
+        """Return the patients who have a note."""
+        return [str(row[0]) for row in self.connection.execute("SELECT DISTINCT subject FROM note_keys").fetchall()]
+
+    def refuse_foreign_admissions(self, tables: SourceTables) -> None:
+        """Raise InputError if a note names another patient's admission: the split by patient would not hold."""
+        found = self.connection.execute(
+            "SELECT note_id, hadm, kind FROM note_keys JOIN admissions ON hadm_id = hadm "
+            "WHERE subject <> subject_id ORDER BY note_id LIMIT 1"
+        ).fetchall()
+        if found:
+            note, hadm, kind = found[0]
+            table = next(table for table, name in NOTE_TABLES.items() if name == kind)
+            raise InputError(
+                f"{tables.place(table)}: note {note} names hadm_id {hadm}, an admission of another patient; "
+                f"take notes and hosp/ of the same release."
+            )
+
+    def deduplicate(self) -> dict[str, int]:
+        """Make ``kept_notes``: of equal texts of one patient in one table a single one.
+
+        That with an admission is kept rather than one without, a report rather than an addendum, then the latest.
+
+        Returns
+        -------
+        dict of str to int
+            Notes read, empty, repeated and kept, and texts that several patients share.
+        """
+        self.connection.execute(
+            """
+            CREATE TABLE kept_notes AS SELECT * FROM note_keys WHERE digest IS NOT NULL
+            QUALIFY row_number() OVER (
+                PARTITION BY subject, kind, digest
+                ORDER BY hadm IS NULL, addendum, charttime DESC NULLS LAST, note_seq DESC NULLS LAST, note_id DESC
+            ) = 1
+            """
+        )
+        read, filled = self.connection.execute("SELECT count(*), count(digest) FROM note_keys").fetchall()[0]
+        kept = self.connection.execute("SELECT count(*) FROM kept_notes").fetchall()[0][0]
+        shared = self.connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM kept_notes GROUP BY digest HAVING count(DISTINCT subject) > 1)"
+        ).fetchall()[0][0]
+        return {
+            "notes_read": read,
+            "notes_empty": read - filled,
+            "notes_repeated_within_a_patient": filled - kept,
+            "notes_kept": kept,
+            "texts_shared_by_patients": shared,
+        }
+
+    def count_lost(self) -> dict[str, int]:
+        """Count the discharge summaries that belong to no admission of the table ``admissions``."""
+        nowhere, unknown = self.connection.execute(
+            """
+            SELECT count(*) FILTER (WHERE hadm IS NULL), count(*) FILTER (WHERE hadm IS NOT NULL AND hadm_id IS NULL)
+            FROM note_keys LEFT JOIN admissions ON hadm_id = hadm WHERE kind = 'Discharge summary'
+            """
+        ).fetchall()[0]
+        return {"discharge_summaries_without_hadm_id": nowhere, "discharge_summaries_of_unknown_admissions": unknown}
+
+    def write(self) -> None:
+        """Write ``notes.parquet`` from ``kept_notes``, by patient and time."""
+        target = self.folder.folder / "notes" / "notes.parquet"
+        target.parent.mkdir()
+        total = self.connection.execute("SELECT count(*) FROM kept_notes").fetchall()[0][0]
+        done = 0
+        self.folder.report("Writing notes", 0, total)
+        with pq.ParquetWriter(target, _SCHEMA, compression="zstd") as writer:
+            for batch in self.connection.cursor().sql(_NOTES).to_arrow_reader(_BATCH):
+                texts = pa.array([self.store.text(place) for place in batch.column("place").to_pylist()], pa.string())
+                source = pa.array(["mimic4"] * batch.num_rows, pa.string())
+                columns = [batch.column(name) for name in _SCHEMA.names[:5]]
+                writer.write_table(pa.table([*columns, texts, source], names=_SCHEMA.names).cast(_SCHEMA))
+                done += batch.num_rows
+                self.folder.report("Writing notes", done, total)
+
+
+def refuse_nulls(rows: Rows, values: pa.Array, column: str, place: str) -> None:
+    """Raise InputError naming the first row whose column is empty."""
+    empty = pc.is_null(values)
+    if pa.types.is_string(values.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(values), "").fill_null(True))
+    if pc.any(empty).as_py():
+        row = int(rows.numbers[np.asarray(empty)][0])
+        raise InputError(f"{place}, row {row:,}: column {column} is empty; correct the row.")
+
+
+def refuse_empty(tables: SourceTables, table: str, column: str) -> None:
+    """Raise InputError naming the first row whose number is empty, in a table that was opened."""
+    found = tables.connection.execute(f"SELECT count(*) FROM {table} WHERE {column} IS NULL").fetchall()[0][0]
+    if found:
+        for rows in tables.rows(table, [column]):
+            refuse_nulls(rows, typed(rows, column, "BIGINT", tables.place(table)), column, tables.place(table))
+
+
+def refuse_repeated(tables: SourceTables, names: list[str], column: str, kind: str, value: object) -> None:
+    """Raise InputError naming the second row, over all the tables, that holds a value."""
+
+    def holders() -> Iterator[tuple[str, int]]:
+        for table in names:
+            for rows in tables.rows(table, [column]):
+                values = typed(rows, column, kind, tables.place(table)).to_pylist()
+                yield from (
+                    (table, int(row)) for row, other in zip(rows.numbers, values, strict=True) if other == value
+                )
+
+    found = holders()
+    next(found)
+    table, row = next(found)
+    raise InputError(
+        f"{tables.place(table)}, row {row:,}: {column} {value} stands in an earlier row too; keep one of the rows."
+    )
+
+
 _NOTES = """
-SELECT note_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, charttime, kind AS note_type, text,
-    'mimic4' AS source
-FROM chunk ORDER BY subject, charttime, kind, note_seq, note_id
-"""
-_SUMMARISED = """
-SELECT count(DISTINCT chunk.hadm) FROM chunk JOIN grown USING (hadm) WHERE kind = 'Discharge summary'
-"""
-_SUMMARIES = """
-SELECT hadm, text FROM chunk JOIN grown USING (hadm)
-WHERE kind = 'Discharge summary'
-QUALIFY NOT bool_and(addendum) OVER (PARTITION BY hadm)
-ORDER BY chunk.subject, hadm, charttime, addendum, note_seq, note_id
+SELECT note_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, charttime, kind AS note_type, place
+FROM kept_notes ORDER BY subject, charttime, kind, note_seq, note_id
 """
