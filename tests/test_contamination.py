@@ -28,7 +28,7 @@ from clinstack.notes.contamination import check_contamination
 from clinstack.notes.leakage import PHRASES, check_leakage, largest_gap
 from clinstack.notes.overlap import HeldOutIndex, bands, signatures
 from clinstack.notes.shingles import SHINGLE_WORDS, common, fingerprints
-from clinstack.notes.splits import SPLITS
+from clinstack.notes.splits import SPLITS, assign_splits
 from clinstack.tasks import Task
 from tiny_notes import CANARY
 
@@ -515,3 +515,17 @@ def test_an_empty_label_is_named(tmp_path: Path) -> None:
     write_task(tmp_path, "mortality", "binary", ("no", "yes"), [("text", 1), ("text", None)])
     with pytest.raises(InputError, match="row 2: the label is no class index"):
         check_leakage(tmp_path)
+
+
+@pytest.mark.parametrize("with_splits", [True, False])
+def test_a_held_out_patients_own_note_is_no_pretraining(tmp_path: Path, with_splits: bool) -> None:
+    names = [f"p{number}" for number in range(20)]
+    held_out = [name for name, split in assign_splits(names, seed=0).items() if split == "test"]
+    notes = {name: f"{invented(number)} {invented(99, 80)}" for number, name in enumerate(names)}
+    admissions = {name: invented(names.index(name)) for name in held_out}
+    data = write_prepared(tmp_path / "data", {("mortality", "test"): admissions}, notes)
+    if not with_splits:
+        (data / "splits.parquet").unlink()
+    result = check_contamination(data)
+    assert result.total == 0
+    assert result.compared["notes"] == (len(names) - len(held_out) if with_splits else 14)
