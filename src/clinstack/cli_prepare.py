@@ -288,11 +288,11 @@ def prepare_check(
 ) -> None:
     """Test examples repeated in training or pretraining, and phrases that give a label away."""
     from clinstack.notes.check import check_prepared
-    from clinstack.notes.check_tables import contamination_tables, leakage_table, summary_line
+    from clinstack.notes.check_tables import contamination_tables, leakage_tables, summary_line
 
     with _bars() as update:
         report, leakage = check_prepared(data, against or [], threshold, drop, minimum_words, update)
-    for shown in (*contamination_tables(report), leakage_table(leakage)):
+    for shown in (*contamination_tables(report), *leakage_tables(leakage)):
         console.print(shown)
     console.print(f"Written to {escape(str(data))}: contamination.json and leakage.json.")
     if json_line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from rich.console import RenderableType
@@ -78,31 +79,26 @@ def _pairs_table(between: str, found: list[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def leakage_table(rows: list[dict[str, Any]]) -> Table:
-    """Lay out the rows of `check_leakage`: one line a split, with the class that the phrases tell most about."""
+def leakage_tables(rows: list[dict[str, Any]]) -> list[RenderableType]:
+    """Lay out the rows of `check_leakage`: a line for each split, and the phrases of each task."""
     table = Table(title="Phrases that may give the label away")
     for name in ("task", "split"):
         table.add_column(name, no_wrap=True)
-    for name in ("examples", "with one"):
-        table.add_column(name, justify="right")
+    table.add_column("examples with one", justify="right", no_wrap=True)
     table.add_column("label with / without", overflow="fold")
-    table.add_column("most frequent", overflow="fold")
-    before = ""
+    phrases: dict[str, Counter[str]] = {}
     for row in rows:
         gap = largest_gap(row)
         told = f"{gap[0]}: {gap[1]:.0%} / {gap[2]:.0%}" if gap else "-"
-        frequent = sorted(row["phrases"].items(), key=lambda item: (-item[1], item[0]))[:2]
         share = f" ({row['with_phrase'] / row['examples']:.0%})" if row["examples"] else ""
-        table.add_row(
-            "" if row["task"] == before else escape(row["task"]),
-            row["split"],
-            f"{row['examples']:,}",
-            f"{row['with_phrase']:,}{share}",
-            escape(told),
-            escape(", ".join(f"{name} {count:,}" for name, count in frequent if count) or "-"),
-        )
-        before = row["task"]
-    return table
+        task = "" if row["task"] in phrases else row["task"]
+        table.add_row(escape(task), row["split"], f"{row['with_phrase']:,} of {row['examples']:,}{share}", escape(told))
+        phrases.setdefault(row["task"], Counter()).update(row["phrases"])
+    lines: list[RenderableType] = [table]
+    for task, counts in phrases.items():
+        found = [f"{name} {count:,}" for name, count in counts.most_common() if count]
+        lines.append(escape(f"  {task}: {', '.join(found) or 'none'}"))
+    return lines
 
 
 def summary_line(report: dict[str, Any], leakage: list[dict[str, Any]]) -> str:
