@@ -149,13 +149,21 @@ def test_no_row_is_longer_than_asked(tokenizer: PreTrainedTokenizerBase, limit: 
         assert [row.tolist() for row in kept.tokens] == [r.tolist() for r in encode_examples(tokenizer, texts, 200)[0]]
 
 
-def test_sections_joined_are_never_longer_than_asked(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Counted apart, two halves of a character are fewer tokens than the room; joined they may be more or fewer."""
-    text = "chest painpain" * 4
-    spans = [SectionSpan("A", 0, 7), SectionSpan("B", 7, len(text))]
-    for limit in range(2, 30):
-        kept = encode_sections(tokenizer, [text], [spans], [("A", "B")], limit)
-        assert len(kept.tokens[0]) <= limit
+class Joining:
+    """A tokenizer by letters to which "ab" is three tokens: sections are longer together than apart."""
+
+    bos_token_id = None
+    pad_token_id = 0
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text.replace("ab", "a-b")] for text in texts]}
+
+
+def test_sections_that_are_longer_together_than_apart_fit_too() -> None:
+    spans = [SectionSpan("A", 0, 3), SectionSpan("B", 3, 6), SectionSpan("C", 6, 9)]
+    kept = encode_sections(Joining(), ["xxabxxzzz"], [spans], [("A", "B", "C")], 6)
+    assert "".join(map(chr, kept.tokens[0])) == "xxa"
+    assert (kept.cut_by_section, kept.cut_inside) == ({"B": 3, "C": 3}, 0)
 
 
 def test_encode_examples_does_not_take_sections_for_an_end(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -210,6 +210,11 @@ def test_a_long_header_alone_on_its_line_needs_no_colon() -> None:
     }
 
 
+def test_a_broken_header_below_an_empty_section_counts() -> None:
+    note = "HPI: sob\nSOCIAL HISTORY\nFAMILY MEDICAL\nHISTORY: CAD\n"
+    assert admission_sections(note) == {"PRESENT ILLNESS": "sob", "FAMILY HISTORY": "CAD"}
+
+
 def test_a_note_that_lost_its_newlines_has_its_sections_by_capitals() -> None:
     note = (
         "CHIEF COMPLAINT:,Fall.,HISTORY OF PRESENT ILLNESS: , She tripped. PAST MEDICAL HISTORY:, 1.  Gout. "
