@@ -229,11 +229,11 @@ def prepare_mimic4(
     from clinstack.notes.mimic4 import prepare_mimic4 as prepare
     from clinstack.notes.mimic4_options import Mimic4Options
 
-    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip() not in ("", "none")]
+    names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     options = Mimic4Options(
         seed=seed,
         text=text,  # type: ignore[arg-type]  # checked by Mimic4Options, as are icd and ventilation
-        tasks=names,
+        tasks=[] if names == ["none"] else names,
         minimum_count=minimum_count,
         icd=icd,  # type: ignore[arg-type]
         icd_map=icd_map,
