@@ -218,6 +218,8 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
         with duckdb.connect(str(scratch / "tables.duckdb")) as connection:
             connection.execute(f"SET temp_directory = '{quoted(scratch / 'spill')}'")
             connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            # DuckDB's own bar goes to standard output, in the middle of what a program may read there.
+            connection.execute("SET enable_progress_bar = false")
             yield PreparedFolder(folder, connection, progress)
         shutil.rmtree(scratch)
 
