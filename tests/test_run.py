@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import clinstack.run
+from clinstack import files
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import (
     read_json,
@@ -382,11 +383,25 @@ def test_a_crash_between_the_two_renames_is_recovered(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", dying)
+        patch.setattr(files, "_exchange", lambda one, other: False)
         with pytest.raises(KeyboardInterrupt), replacing_directory(path) as temporary:
             (temporary / "a").write_text("new")
     assert path.exists() == (moment == "first")
     recover_directory(path)
     assert (path / "a").read_text() == "old"
+    assert names(tmp_path) == ["stack"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux exchanges directories in one step")
+def test_a_directory_is_never_absent_where_the_system_can_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stack"
+    write_text(path / "a", "old")
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("renamed in two steps"))
+    with replacing_directory(path) as temporary:
+        (temporary / "a").write_text("new")
+    assert (path / "a").read_text() == "new"
     assert names(tmp_path) == ["stack"]
 
 
@@ -412,6 +427,7 @@ def test_a_process_killed_inside_leaves_the_old_directory(tmp_path: Path) -> Non
     write_text(tmp_path / "stack" / "a", "old")
     code = """
 import os, pathlib, sys
+from clinstack import files
 from clinstack.files import replacing_directory
 with replacing_directory(pathlib.Path(sys.argv[1])) as temporary:
     (temporary / "a").write_text("half")

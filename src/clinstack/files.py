@@ -43,8 +43,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside ``path`` that takes its place when the block ends well.
 
-    A directory cannot be exchanged for another in one portable step: for an instant ``path`` is absent. A process
-    killed in that instant leaves the old directory as ``.<name>.old``; `recover_directory` puts it back.
+    Where the system can exchange two directories in one step, ``path`` is the old or the new one at any moment. Where
+    it cannot, ``path`` is absent for an instant, and a process killed in it leaves the old directory as
+    ``.<name>.old``; `recover_directory` puts it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
@@ -57,12 +58,25 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush_to_disk(file)
+        if path.exists() and _exchange(temporary, path):
+            return
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two directories in one step; return False where the system or the file system cannot."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 def recover_directory(path: Path) -> None:

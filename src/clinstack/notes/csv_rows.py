@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 
-BLOCK = 16 * 1024 * 1024
+BLOCK = 4 * 1024 * 1024
 """Bytes read at a time, after decompression."""
 _LONGEST_ROW = 512 * 1024 * 1024
 _QUOTE, _NEWLINE, _RETURN, _COMMA = b'"'[0], b"\n"[0], b"\r"[0], b","[0]

@@ -26,7 +26,7 @@ from clinstack.notes.task_figures import SHOWN_CLASSES, describe_task
 from clinstack.notes.text_lengths import CONTEXTS, TokenCounter
 from clinstack.tasks import OUTCOMES
 
-SAMPLE = 2000
+SAMPLE = 500
 """Texts of each task and split whose tokens are counted."""
 _SEED = 0
 _SOURCES = {"mimic3": "MIMIC-III", "mimic4": "MIMIC-IV", "fhir": "FHIR resources", "table": "a hospital's own tables"}

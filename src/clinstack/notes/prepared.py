@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,9 @@ Progress = Callable[[str, int, int], None]
 MEMORY_LIMIT = "1GB"
 """Of DuckDB, which spills to disk beyond it; with Arrow's batches a builder stays below 2 GiB."""
 _ROW_GROUP = 2048
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = ("No space left", "Disk quota exceeded", "File too large", "max_temp_directory_size")
+"""DuckDB and Arrow pass on the system's message without its number."""
 
 
 class PreparedFolder:
@@ -232,10 +236,10 @@ def full_disk_is_named(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, duckdb.Error) as error:
-        words = str(error)
-        if getattr(error, "errno", None) == 28 or "No space left" in words or "max_temp_directory_size" in words:
+        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_IN_WORDS):
             raise InputError(
-                f"{out}: the disk is full. Nothing was written; free some space or name a folder on another disk."
+                f"{out}: the disk, or what may be written to it, is full. Nothing was changed there; free space or "
+                f"name a folder on another disk."
             ) from None
         raise
 

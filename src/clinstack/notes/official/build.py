@@ -24,6 +24,7 @@ from clinstack.notes.official.labels import (
 )
 from clinstack.notes.official.texts import OfficialAdmission
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
+from clinstack.notes.sections import sections_type
 from clinstack.notes.source_tables import SourceTables
 from clinstack.notes.splits import SPLITS
 from clinstack.notes.text_store import TextStore
@@ -119,6 +120,8 @@ class OfficialBuilder:
                     "encounter_id": hadm,
                     "text": [self.store.text(row.text) for row in part],
                     "label": label,
+                    # Readers find the sections themselves; the published files know nothing of them.
+                    "sections": pa.nulls(len(part), sections_type()),
                     "split": [split] * len(part),
                 }
             )
