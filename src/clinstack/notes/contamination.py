@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from clinstack import __version__
 from clinstack.errors import InputError
 from clinstack.notes.compared_files import Stream, batches, checked_against, prepared_tasks, streams_of
-from clinstack.notes.overlap import PERMUTATIONS, SEED, HeldOutIndex
+from clinstack.notes.overlap import PERMUTATIONS, SEED, HeldOutIndex, Overlap
 from clinstack.notes.shingles import SHINGLE_WORDS, Fingerprint, fingerprints
 
 Progress = Callable[[str, int, int], None]
@@ -247,6 +247,7 @@ def _search(
     for stream in streams:
         totals[_description(stream)] += pq.read_metadata(stream.file).num_rows
     done = Counter[str]()
+    searched: dict[bytes, list[Overlap]] = {}
     for stream in streams:
         description = _description(stream)
         id_column = "example_id" if stream.task else "note_id"
@@ -264,8 +265,16 @@ def _search(
                 result.count(name, len(long))
                 result.count(f"{name}_too_short", len(prints) - len(long))
             ids = batch[id_column]
-            for overlap in index.search([prints[place] for place in long], minhash=stream.task is not None):
-                row = rows[long[overlap.text]]
+            # Tasks share most texts: what was searched for one is remembered for the others.
+            known = searched if stream.task is not None else {}
+            new = {prints[place].digest: prints[place] for place in long if prints[place].digest not in known}
+            known.update((digest, []) for digest in new)
+            digests = list(new)
+            for overlap in index.search(list(new.values()), minhash=stream.task is not None):
+                known[digests[overlap.text]].append(overlap)
+            repeated = [(place, overlap) for place in long for overlap in known[prints[place].digest]]
+            for place, overlap in repeated:
+                row = rows[place]
                 for held in members[overlap.held]:
                     between = stream.between(held.task, held.split)
                     if between is None:
