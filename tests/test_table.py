@@ -18,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from clinstack.cli import app
 from clinstack.errors import InputError
+from clinstack.notes.cleaning import clean_text
 from clinstack.notes.read import read_examples, read_notes
 from clinstack.notes.splits import SPLITS, assign_splits
 from clinstack.notes.table import check_table, prepare_table
@@ -566,6 +569,27 @@ def test_notes_alone_with_the_fewest_columns(tables: dict[str, Rows], tmp_path: 
     assert set(table["note_type"].to_pylist()) == {"Note"}
     assert table["charttime"].null_count == table.num_rows
     assert source.is_dir()
+
+
+ODD = st.text(
+    st.characters(exclude_categories=("Cs",)) | st.sampled_from("\r\n\v\f\t \0\x85\u2028\u00a0[*]"), max_size=60
+)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(ODD, min_size=30, max_size=60))
+def test_notes_of_any_characters_come_out_cleaned(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    texts = [*texts, "Ten megabytes. " * 700_000, "kept"]
+    rows = [{"id": str(place), "patient": str(place), "body": text} for place, text in enumerate(texts)]
+    write_parquet(folder / "source", {"notes": rows})
+    spec = folder / "spec.yaml"
+    spec.write_text("source: source\nnotes: {table: notes, note_id: id, patient_id: patient, text: body}\n")
+    facts = prepare_table(spec, folder / "data")
+    written = {row["note_id"]: row["text"] for row in pq.read_table(folder / "data" / "notes").to_pylist()}
+    cleaned = {str(place): clean_text(text) for place, text in enumerate(texts)}
+    assert written == {place: text for place, text in cleaned.items() if text}
+    assert facts["counts"]["notes_empty"] == len(texts) - len(written)
 
 
 def test_the_command_line(prepared: Path, tmp_path: Path) -> None:
