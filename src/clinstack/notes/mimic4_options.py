@@ -58,7 +58,7 @@ class Mimic4Options:
             raise InputError(f"ventilation is {self.ventilation!r}; use {' or '.join(get_args(VentilationRule))}.")
         unknown = [name for name in self.tasks or () if name not in OUTCOMES]
         if unknown:
-            raise InputError(f"tasks: {', '.join(unknown)}; choose from {', '.join(OUTCOMES)}, or none.")
+            raise InputError(f"tasks: {', '.join(unknown)}; choose from {', '.join(OUTCOMES)}, or none by itself.")
         maps = {"diagnoses": ("icd_map", self.icd_map), "procedures": ("icd_procedure_map", self.icd_procedure_map)}
         for task, (name, path) in maps.items():
             option = "--" + name.replace("_", "-")
