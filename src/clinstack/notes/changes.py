@@ -39,6 +39,7 @@ _SENTENCES: dict[str, tuple[int, str]] = {
     "addenda_alone": (10, "Admissions with addenda and no report are kept."),
     "boolean_flag": (11, "Whether texts are cut is a real choice; the published flag is on for any word, also False."),
     "patients_in_no_list": (12, "Patients in none of the split lists are left out, as published, but counted."),
+    "sum_of_durations": (13, "Durations of ventilation are added up; published is the span with its pauses."),
     "split_by_patient": (13, "Prolonged ventilation is split by patient; published by admission."),
     "deaths_told": (14, "Texts that tell the patient's death stay in this task, as published; counted as a leak."),
 }  # fmt: skip

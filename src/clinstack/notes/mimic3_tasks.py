@@ -22,6 +22,7 @@ from clinstack.notes.labels import (
     label_mortality,
     procedure_category,
 )
+from clinstack.notes.mimic3_admissions import admissions_without_split, attrition_start, make_candidates
 from clinstack.notes.mimic3_options import CODE_TABLES, Mimic3Options
 from clinstack.notes.official.admission_text import official_mortality_text
 from clinstack.notes.official.build import OfficialBuilder
@@ -45,23 +46,6 @@ from clinstack.tasks import Task
 _BATCH = 512
 
 
-def attrition_start(prepared: PreparedFolder) -> Attrition:
-    """Make the table ``grown``, the admissions that are not a newborn's; return the first steps."""
-    attrition = Attrition()
-    execute = prepared.connection.execute
-    attrition.step("admissions", execute("SELECT count(*) FROM ADMISSIONS").fetchone()[0])
-    execute(
-        """
-        CREATE OR REPLACE TABLE grown AS
-        SELECT HADM_ID AS hadm, SUBJECT_ID AS subject, ADMITTIME AS admitted, DISCHTIME AS discharged,
-            CASE trim(HOSPITAL_EXPIRE_FLAG) WHEN '1' THEN 1 WHEN '0' THEN 0 END AS died
-        FROM ADMISSIONS WHERE coalesce(trim(ADMISSION_TYPE), '') <> 'NEWBORN'
-        """
-    )
-    attrition.step("not a newborn's", execute("SELECT count(*) FROM grown").fetchone()[0])
-    return attrition
-
-
 def write_official_tasks(
     prepared: PreparedFolder,
     tables: SourceTables,
@@ -76,6 +60,7 @@ def write_official_tasks(
     """Write the tasks as the published scripts do; return the rows of each split of each task."""
     admissions = official_admissions(prepared.connection, len(tables.reader("ADMISSIONS").columns))
     attrition = attrition_start(prepared)
+    everybody = attrition.copy()
     grown = {hadm for hadm, facts in admissions.items() if not facts.newborn}
     with TextStore(prepared.scratch / "official.bin") as store:
         rows = official_rows(summaries, raw, grown, attrition)
@@ -87,7 +72,9 @@ def write_official_tasks(
         counts = {}
         for done, name in enumerate(chosen):
             prepared.report("Writing tasks", done, len(chosen))
-            counts[name] = builder.write(name, attrition)
+            # Texts of its own: the steps that concern discharge summaries are not this task's.
+            own = name == "prolonged_ventilation" and ventilation.text == "before"
+            counts[name] = builder.write(name, everybody if own else attrition)
         prepared.report("Writing tasks", len(chosen), len(chosen))
     return counts
 
@@ -104,6 +91,8 @@ class _Labelled:
     """Texts of this task's own, by admission: numbers in the store."""
     split: dict[int, str] = field(default_factory=dict)
     """Splits of this task's own, by admission."""
+    own_texts: bool = False
+    """Whether no text comes from the discharge summaries."""
 
 
 @dataclass
@@ -116,6 +105,8 @@ class _DefaultTasks:
     changes: Changes
     minimum_count: int
     options: Mimic3Options
+    everybody: Attrition
+    """The steps before those that concern discharge summaries."""
 
     def labels(self) -> dict[int, Any]:
         return dict(self.prepared.connection.execute("SELECT hadm, label FROM labelled ORDER BY hadm").fetchall())
@@ -208,10 +199,20 @@ class _DefaultTasks:
 
     def prolonged_ventilation(self, attrition: Attrition) -> _Labelled:
         """Label by the ventilation rules."""
-        options = self.options.ventilation
+        options, connection = self.options.ventilation, self.prepared.connection
+        if options.text == "before":
+            # Texts of its own: whether a discharge summary was written later must not matter.
+            make_candidates(connection, None)
+            attrition = self.everybody.copy()
         found = label_with_texts(self.prepared, self.tables, attrition, options, self.texts.store)
+        make_candidates(connection, self.texts.hadm)
+        if options.source != "labels" and options.definition == "sum":
+            differ = connection.execute("SELECT hadm FROM measured WHERE by_span <> by_sum").fetchall()
+            self.changes.note("prolonged_ventilation", "sum_of_durations", {row[0] for row in differ})
         self.changes.note("prolonged_ventilation", "split_by_patient", () if options.use_file_split else found.label)
-        return _Labelled(ventilation_task(options), attrition, found.facts, found.label, found.text, found.split)
+        own_texts = options.text == "before"
+        task = ventilation_task(options)
+        return _Labelled(task, attrition, found.facts, found.label, found.text, found.split, own_texts)
 
 
 def _negative(facts: Any) -> bool:
@@ -231,6 +232,7 @@ def write_default_tasks(
 ) -> dict[str, dict[str, int]]:
     """Write the tasks with the published errors put right; return the rows of each split of each task."""
     start = attrition_start(prepared)
+    everybody = start.copy()
     grown = {row[0] for row in prepared.connection.execute("SELECT hadm FROM grown").fetchall()}
     with TextStore(prepared.scratch / "texts.bin") as store:
         texts = build_texts(
@@ -249,22 +251,13 @@ def write_default_tasks(
             changes.everywhere["addenda_alone"] = texts.rows.keys() - official.joined.keys()
         if options.keep_errors:
             del changes.everywhere["errors"]
-        connection = prepared.connection
-        with_text = pa.table({"hadm": pa.array(texts.hadm, pa.int64())})
-        connection.register("with_text", with_text)
-        connection.execute(
-            "CREATE OR REPLACE TABLE candidates AS SELECT grown.*, split FROM grown JOIN with_text USING (hadm) "
-            "LEFT JOIN splits ON splits.patient_id = grown.subject::VARCHAR"
-        )
-        connection.unregister("with_text")
         if options.splits:
-            outside = connection.execute("SELECT hadm FROM candidates WHERE split IS NULL").fetchall()
-            changes.everywhere["patients_in_no_list"] = {row[0] for row in outside}
-        connection.execute("DELETE FROM candidates WHERE split IS NULL")
-        kept = connection.execute("SELECT count(*) FROM candidates").fetchone()[0]
+            changes.everywhere["patients_in_no_list"] = admissions_without_split(prepared.connection)
+        make_candidates(prepared.connection, texts.hadm)
+        kept = prepared.connection.execute("SELECT count(*) FROM candidates").fetchone()[0]
         if options.splits or kept != len(texts.hadm):
             start.step("of a patient in one of the splits", kept)
-        builder = _DefaultTasks(prepared, tables, texts, changes, minimum_count, options)
+        builder = _DefaultTasks(prepared, tables, texts, changes, minimum_count, options, everybody)
         labelled = []
         for done, name in enumerate(chosen):
             prepared.report("Labelling tasks", done, len(chosen))
@@ -277,28 +270,32 @@ def _write(
     prepared: PreparedFolder, texts: AdmissionTexts, labelled: list[_Labelled], changes: Changes
 ) -> dict[str, dict[str, int]]:
     """Write all tasks in one pass over the texts."""
-    patient = dict(prepared.connection.execute("SELECT hadm, subject FROM candidates").fetchall())
-    split = dict(prepared.connection.execute("SELECT hadm, split FROM candidates").fetchall())
+    execute = prepared.connection.execute
+    patient = dict(execute("SELECT hadm, subject FROM grown").fetchall())
+    split_of = dict(execute("SELECT patient_id, split FROM splits").fetchall())
     maps = pa.chunked_array(texts.maps, type=sections_type())
+    place_of = {hadm: place for place, hadm in enumerate(texts.hadm)}
     writers = {
         item.task.name: ExamplesWriter(prepared.folder / "examples" / item.task.name, item.task) for item in labelled
     }
     told: dict[str, set[int]] = {item.task.name: set() for item in labelled if item.task.name != "mortality"}
-    for start in range(0, len(texts.hadm), _BATCH):
-        part = texts.hadm[start : start + _BATCH]
-        common = [texts.store.text(texts.text[hadm]) for hadm in part]
-        tells = {hadm for hadm, text in zip(part, common, strict=True) if may_tell_death(text) and death_rule(text)}
-        spans = maps.slice(start, len(part)).combine_chunks()
+    admissions = sorted(place_of.keys() | {hadm for item in labelled for hadm in item.label})
+    for start in range(0, len(admissions), _BATCH):
+        part = admissions[start : start + _BATCH]
+        common = [texts.store.text(texts.text[hadm]) if hadm in place_of else "" for hadm in part]
+        spans = maps.take(pa.array([place_of.get(hadm) for hadm in part], pa.int64())).combine_chunks()
         for item in labelled:
             places = [place for place, hadm in enumerate(part) if hadm in item.label]
             hadm = [part[place] for place in places]
-            if item.task.name in told:
-                told[item.task.name] |= tells.intersection(hadm)
             own = [item.text.get(number) for number in hadm]
             rows = [
                 common[place] if number is None else texts.store.text(number)
                 for place, number in zip(places, own, strict=True)
             ]
+            if item.task.name in told:
+                told[item.task.name] |= {
+                    number for number, text in zip(hadm, rows, strict=True) if may_tell_death(text) and death_rule(text)
+                }
             sections = spans.take(pa.array(places, pa.int64()))
             if any(number is not None for number in own):
                 sections = pa.array(
@@ -318,11 +315,13 @@ def _write(
                         "text": pa.array(rows, pa.string()),
                         "label": pa.array([item.label[number] for number in hadm], label_type(item.task)),
                         "sections": sections,
-                        "split": pa.array([item.split.get(number, split[number]) for number in hadm], pa.string()),
+                        "split": pa.array(
+                            [item.split.get(number) or split_of[str(patient[number])] for number in hadm], pa.string()
+                        ),
                     }
                 )
             )
-        prepared.report("Writing tasks", start + len(part), len(texts.hadm))
+        prepared.report("Writing tasks", start + len(part), len(admissions))
     counts = {}
     for item in labelled:
         name = item.task.name
@@ -332,7 +331,9 @@ def _write(
         # Those without a text here have none of any task's examples: which tasks they would have had is not asked.
         without = set().union(*changes.everywhere.values()) - texts.text.keys()
         outside = changes.everywhere.get("patients_in_no_list", set())
-        concerned = set(item.label) | without | outside
+        concerned = set(item.label) | without | (outside & place_of.keys())
+        if item.own_texts:
+            concerned = set()
         item.facts["changes"] = changes.rows(name, concerned)
         counts[name] = prepared.finish_task(item.task, item.attrition, item.facts)
     return {name: {split: rows[split] for split in SPLITS} for name, rows in counts.items()}

@@ -12,6 +12,7 @@ import pyarrow as pa
 from clinstack.errors import InputError
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.labels import LENGTH_OF_STAY_CLASSES
+from clinstack.notes.mimic3_admissions import make_candidates
 from clinstack.notes.official.admission_text import DEATH_RULES, official_mortality_text
 from clinstack.notes.official.export import FILES, export_codes, export_rows
 from clinstack.notes.official.labels import (
@@ -180,29 +181,20 @@ class OfficialBuilder:
 
     def _prolonged_ventilation(self, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
         connection = self.prepared.connection
-        with_text = pa.table(
-            {
-                "hadm": pa.array([item.hadm for item in self.texts], pa.int64()),
-                "subject": pa.array([item.subject for item in self.texts], pa.int64()),
-                "split": pa.array([self.split_of.get(item.subject) for item in self.texts], pa.string()),
-            }
-        )
-        connection.register("with_text", with_text)
-        connection.execute(
-            "CREATE OR REPLACE TABLE candidates AS SELECT grown.hadm, with_text.subject, admitted, discharged, died, "
-            "split FROM grown JOIN with_text USING (hadm)"
-        )
-        connection.unregister("with_text")
+        by_hadm = {item.hadm: item for item in self.texts}
+        # Texts of its own: whether a discharge summary was written later must not matter.
+        own = self.ventilation.text == "before"
+        make_candidates(connection, None if own else list(by_hadm))
         found = label_with_texts(self.prepared, self.tables, attrition, self.ventilation, self.store)
+        patient = dict(connection.execute("SELECT hadm, subject FROM grown").fetchall())
         rows = [
             LabelledText(
-                item.hadm,
-                item.subject,
-                found.text.get(item.hadm, item.text),
-                found.label[item.hadm],
-                found.split.get(item.hadm),
+                hadm,
+                patient[hadm],
+                found.text[hadm] if own else by_hadm[hadm].text,
+                label,
+                found.split.get(hadm),
             )
-            for item in self.texts
-            if item.hadm in found.label
+            for hadm, label in found.label.items()
         ]
         return rows, ventilation_task(self.ventilation), found.facts
