@@ -20,6 +20,7 @@ from clinstack.notes.table_readers import (
     PostgresTable,
     SqliteTable,
     TableReader,
+    open_sqlite,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -196,7 +197,21 @@ def typed(rows: Rows, name: str, kind: str, place: str) -> pa.Array:
 
 def shown(source: Path | str) -> str:
     """Return a source as a message may name it, without a password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1@", str(source))
+    if not is_address(source):
+        return str(source)
+    # Up to the last @: one in the password should be written as %40, but the password is to be hidden all the same.
+    hidden = re.sub(r"(://[^:/@]*):.*@", r"\1@", str(source))
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", hidden)
+
+
+def _reason(error: Exception, address: str) -> str:
+    """Return why a server was not reached, unless the words of the library quote a piece of the password."""
+    reason = (str(error).strip().splitlines() or ["no reason is given"])[-1]
+    secrets = re.findall(r"://[^:/@]*:(.*)@", address) + re.findall(r"[?&]password=([^&]*)", address)
+    pieces = [piece for secret in secrets for piece in re.split(r"[/@:?&#]", secret) if piece]
+    if any(piece in reason for piece in pieces):
+        return "the address is not as it should be; in a password write @ as %40, / as %2F, : as %3A and % as %25."
+    return reason
 
 
 def is_address(source: Path | str) -> bool:
@@ -239,9 +254,14 @@ def _finder(source: Path | str) -> Callable[[str], TableReader | None]:
 def _sqlite_finder(path: Path) -> Callable[[str], TableReader | None]:
     import sqlite3
 
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
-    connection.close()
+    connection = open_sqlite(path)
+    try:
+        listed = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    except sqlite3.Error as error:
+        raise InputError(f"{path} cannot be read: {error}.") from None
+    finally:
+        connection.close()
+    names = [row[0].decode() for row in listed]
     by_name = {name.lower(): name for name in names}
     return lambda table: SqliteTable(path, by_name[table.lower()]) if table.lower() in by_name else None
 
@@ -278,8 +298,7 @@ def _postgres_finder(address: str) -> Callable[[str], TableReader | None]:
             "ORDER BY array_position(current_schemas(false), table_schema::name) NULLS LAST, table_schema"
         ).fetchall()
     except psycopg.Error as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{shown(address)} cannot be reached: {reason}") from None
+        raise InputError(f"{shown(address)} cannot be reached: {_reason(error, address)}") from None
     in_path = {row[0] for row in connection.execute("SELECT unnest(current_schemas(false))::text").fetchall()}
 
     def find(table: str) -> TableReader | None:

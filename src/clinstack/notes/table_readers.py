@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,13 @@ class ParquetTable(TableReader):
         self, columns: Sequence[str], containing: tuple[str, str] | None = None, progress: Bytes | None = None
     ) -> Iterator[Rows]:
         """Yield the rows; see `TableReader.rows`."""
-        with pq.ParquetFile(self.path) as file:
-            yield from _containing(
-                _numbered(
-                    file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns))),
-                    columns,
-                    file.metadata.num_rows,
-                    progress,
-                ),
-                columns,
-                containing,
-            )
+        try:
+            with pq.ParquetFile(self.path) as file:
+                batches = file.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(columns)))
+                numbered = _numbered(batches, columns, file.metadata.num_rows, progress, self.place)
+                yield from _containing(numbered, columns, containing)
+        except (pa.ArrowException, OSError):
+            raise InputError(f"{self.path} is damaged; download or export it again.") from None
 
     def numeric(self, column: str) -> bool:
         """Whether the source stores a column as numbers."""
@@ -124,7 +121,8 @@ class DuckTable(TableReader):
         self.place = f"{place}, table {schema}.{table}"
         self._connection = connection
         self._table = f"{_identifier(schema)}.{_identifier(table)}"
-        described = connection.execute(f"DESCRIBE {self._table}").fetchall()
+        with self._named_errors():
+            described = connection.execute(f"DESCRIBE {self._table}").fetchall()
         self.columns = [row[0] for row in described]
         self._kinds = {row[0]: row[1] for row in described}
 
@@ -132,11 +130,24 @@ class DuckTable(TableReader):
         self, columns: Sequence[str], containing: tuple[str, str] | None = None, progress: Bytes | None = None
     ) -> Iterator[Rows]:
         """Yield the rows; see `TableReader.rows`."""
-        total = self._connection.execute(f"SELECT count(*) FROM {self._table}").fetchone()[0]
         names = ", ".join(f"CAST({_identifier(name)} AS VARCHAR) AS c{index}" for index, name in enumerate(columns))
-        reader = self._connection.cursor().sql(f"SELECT {names} FROM {self._table}").to_arrow_reader(_BATCH_ROWS)
-        batches = (batch.rename_columns(list(columns)) for batch in reader)
-        yield from _containing(_numbered(batches, columns, total, progress), columns, containing)
+        with self._named_errors():
+            total = self._connection.execute(f"SELECT count(*) FROM {self._table}").fetchone()[0]
+            reader = self._connection.cursor().sql(f"SELECT {names} FROM {self._table}").to_arrow_reader(_BATCH_ROWS)
+            batches = (batch.rename_columns(list(columns)) for batch in reader)
+            yield from _containing(_numbered(batches, columns, total, progress, self.place), columns, containing)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Name the table. DuckDB's own words are left out: they can quote a value."""
+        import duckdb
+
+        try:
+            yield
+        except (duckdb.Error, pa.ArrowException, OSError):
+            raise InputError(
+                f"{self.place} cannot be read: the database is damaged, or the view does not fit its tables."
+            ) from None
 
     def numeric(self, column: str) -> bool:
         """Whether the source stores a column as numbers."""
@@ -146,6 +157,13 @@ class DuckTable(TableReader):
         }
 
 
+def open_sqlite(path: Path) -> sqlite3.Connection:
+    """Open a SQLite database to read it; texts come as bytes, since SQLite does not check that they are UTF-8."""
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    connection.text_factory = bytes
+    return connection
+
+
 class SqliteTable(TableReader):
     """A table of a SQLite database."""
 
@@ -153,32 +171,44 @@ class SqliteTable(TableReader):
         self.path = path
         self.place = f"{path}, table {table}"
         self._table = _identifier(table)
-        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as connection:
+        connection = open_sqlite(path)
+        try:
             described = connection.execute(f"PRAGMA table_info({self._table})").fetchall()
-        connection.close()
-        self.columns = [row[1] for row in described]
-        self._kinds = {row[1]: row[2].upper() for row in described}
+        except sqlite3.Error as error:
+            raise InputError(f"{self.place} cannot be read: {error}.") from None
+        finally:
+            connection.close()
+        self._kinds = {row[1].decode(): row[2].decode().upper() for row in described}
+        self.columns = list(self._kinds)
 
     def rows(
         self, columns: Sequence[str], containing: tuple[str, str] | None = None, progress: Bytes | None = None
     ) -> Iterator[Rows]:
         """Yield the rows; see `TableReader.rows`."""
-        connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
+        connection = open_sqlite(self.path)
         try:
             total = connection.execute(f"SELECT count(*) FROM {self._table}").fetchone()[0]
             names = ", ".join(f"CAST({_identifier(name)} AS TEXT)" for name in columns)
-            cursor = connection.execute(f"SELECT {names} FROM {self._table} ORDER BY rowid")
+            cursor = connection.execute(f"SELECT {names} FROM {self._table}{self._order(connection)}")
 
             def batches() -> Iterator[pa.RecordBatch]:
                 while found := cursor.fetchmany(_BATCH_ROWS):
-                    values = [pa.array(column, pa.large_string()) for column in zip(*found, strict=True)]
+                    values = [pa.array(column, pa.large_binary()) for column in zip(*found, strict=True)]
                     yield pa.RecordBatch.from_arrays(values, list(columns))
 
-            yield from _containing(_numbered(batches(), columns, total, progress), columns, containing)
+            yield from _containing(_numbered(batches(), columns, total, progress, self.place), columns, containing)
         except sqlite3.Error as error:
             raise InputError(f"{self.place} cannot be read: {error}.") from None
         finally:
             connection.close()
+
+    def _order(self, connection: sqlite3.Connection) -> str:
+        """Return what keeps the order of the rows; a view and a table WITHOUT ROWID have their own."""
+        try:
+            connection.execute(f"SELECT rowid FROM {self._table} LIMIT 0")
+        except sqlite3.OperationalError:
+            return ""
+        return " ORDER BY rowid"
 
     def numeric(self, column: str) -> bool:
         """Whether the source stores a column as numbers, by SQLite's rules of type affinity."""
@@ -237,17 +267,49 @@ class _CopyStream:
 
 
 def _numbered(
-    batches: Iterator[pa.RecordBatch], columns: Sequence[str], total: int, progress: Bytes | None
+    batches: Iterator[pa.RecordBatch], columns: Sequence[str], total: int, progress: Bytes | None, place: str
 ) -> Iterator[Rows]:
     done = 0
     for batch in batches:
-        values = [pc.cast(batch.column(name), pa.large_string()) for name in columns]
+        values = [_texts(batch.column(name), name, place, done + 1) for name in columns]
         values = [pc.if_else(pc.equal(value, ""), pa.scalar(None, pa.large_string()), value) for value in values]
         texts = pa.RecordBatch.from_arrays(values, list(columns))
         yield Rows(texts, np.arange(done + 1, done + 1 + batch.num_rows))
         done += batch.num_rows
         if progress:
             progress(done, total)
+
+
+def _texts(values: pa.Array, name: str, place: str, first: int) -> pa.Array:
+    """Return a column as text.
+
+    Raises
+    ------
+    InputError
+        Naming the first row whose bytes are not UTF-8, or the column if it holds lists or the like.
+    """
+    try:
+        result = pc.cast(values, pa.large_string())
+        # A file may call bytes a text that are none.
+        result.validate(full=True)
+    except pa.ArrowNotImplementedError:
+        raise InputError(f"{place}: column {name} holds {values.type}; export it as text, number or time.") from None
+    except pa.ArrowInvalid:
+        for row, value in enumerate(pc.cast(values, pa.large_binary()).to_pylist(), first):
+            if value is not None and not _is_text(value):
+                raise InputError(
+                    f"{place}, row {row:,}: column {name} is not UTF-8; convert the text, or export it again."
+                ) from None
+        raise
+    return result
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _containing(rows: Iterator[Rows], columns: Sequence[str], words: tuple[str, str] | None) -> Iterator[Rows]:
