@@ -185,6 +185,13 @@ def test_only_notes_before_the_time_and_of_the_types_count(prepared: Path) -> No
     ]
 
 
+def test_notes_after_the_time_do_not_count_whatever_their_type(prepared: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "spec.yaml", prepared.parent / "csv", only("triage", note_types=None))
+    prepare_table(spec, tmp_path / "data")
+    _, examples = read_examples(tmp_path / "data" / "examples" / "triage")
+    assert all(CANARY not in text for name in SPLITS for text in examples[name].texts)  # written at 18:00
+
+
 def test_codes_keep_their_leading_zeros(prepared: Path) -> None:
     task = Task.load(prepared / "examples" / "diagnoses")
     assert task.classes == ("0331", "E11.9", "I10")
