@@ -117,11 +117,7 @@ def compare_texts(
 
 
 def compare_codes(
-    connection: Any,
-    table: str,
-    columns: int,
-    official_group: Callable[[str], str],
-    category: Callable[[str], str],
+    connection: Any, table: str, columns: int, official_group: str, category: Callable[[str], str]
 ) -> tuple[set[int], set[int]]:
     """Compare the groups of codes that admissions get.
 
@@ -134,9 +130,12 @@ def compare_codes(
     guessed = {hadm: set(groups) for (hadm,), groups in read.items()}
     plain: dict[int, set[str]] = {}
     ours: dict[int, set[str]] = {}
-    query = f"SELECT HADM_ID, ICD9_CODE FROM {table} WHERE trim(ICD9_CODE) <> '' AND HADM_ID IS NOT NULL"
-    for hadm, code in connection.execute(query).fetchall():
-        plain.setdefault(hadm, set()).add(official_group(code))
+    query = f"""
+        SELECT HADM_ID, word, {official_group} FROM (SELECT HADM_ID, ICD9_CODE AS word FROM {table})
+        WHERE trim(word) <> '' AND HADM_ID IS NOT NULL
+    """
+    for hadm, code, group in connection.execute(query).fetchall():
+        plain.setdefault(hadm, set()).add(group)
         ours.setdefault(hadm, set()).add(category(code))
     zeros = {hadm for hadm, groups in plain.items() if guessed.get(hadm) != groups}
     return zeros, {hadm for hadm, groups in plain.items() if ours[hadm] != groups}

@@ -148,15 +148,19 @@ class NotesTable:
                 ("source", pa.string()),
             ]
         )
-        rows: Any = self._cursor.cursor().sql(
-            "SELECT place, note::VARCHAR AS note_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, "
-            "charttime, category AS note_type FROM kept_notes ORDER BY subject, charttime, note"
-        ).to_arrow_reader(_BATCH)
+        rows: Any = (
+            self._cursor.cursor()
+            .sql(
+                "SELECT place, note::VARCHAR AS note_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, "
+                "charttime, category AS note_type FROM kept_notes ORDER BY subject, charttime, note"
+            )
+            .to_arrow_reader(_BATCH)
+        )
         done = 0
         self._prepared.report("Writing notes", 0, total)
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for batch in rows:
-                texts = [self._store.text(place) for place in batch.column("place").to_pylist()]
+                texts = self._store.array(batch.column("place").to_pylist())
                 columns = [batch.column(name) for name in schema.names[:5]]
                 table = pa.table([*columns, texts, [source] * len(texts)], names=schema.names)
                 writer.write_table(table.cast(schema))

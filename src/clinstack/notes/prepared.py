@@ -198,10 +198,10 @@ class ExamplesWriter:
                 for text in table["text"].to_pylist()
             ]
             table = table.append_column("sections", pa.array(maps, self.schema.field("sections").type))
-        for split, writer in self._writers.items():
-            rows = table.filter(pc.equal(table["split"], split))
-            if rows.num_rows:
-                writer.write_table(rows.select(self.schema.names).cast(self.schema))
+        present = pc.unique(table["split"]).to_pylist()
+        for split in present:
+            rows = table if len(present) == 1 else table.filter(pc.equal(table["split"], split))
+            self._writers[split].write_table(rows.select(self.schema.names).cast(self.schema))
 
 
 @contextmanager

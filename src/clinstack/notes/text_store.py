@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +60,7 @@ class TextStore:
     def text(self, number: int) -> str:
         """Return a text."""
         return self.bytes(number).decode("utf-8")
+
+    def array(self, numbers: Iterable[int]) -> pa.Array:
+        """Return texts as an Arrow array of strings."""
+        return pa.array([self.bytes(number) for number in numbers], pa.binary()).cast(pa.string())

@@ -16,11 +16,11 @@ from clinstack.notes.mimic3_admissions import make_candidates
 from clinstack.notes.official.admission_text import DEATH_RULES, official_mortality_text
 from clinstack.notes.official.export import FILES, export_codes, export_rows
 from clinstack.notes.official.labels import (
+    DIAGNOSIS_GROUP,
+    PROCEDURE_GROUP,
     AdmissionFacts,
-    diagnosis_group,
     length_of_stay_labels,
     official_codes,
-    procedure_group,
     shuffled,
 )
 from clinstack.notes.official.texts import OfficialAdmission
@@ -119,7 +119,7 @@ class OfficialBuilder:
                     "example_id": hadm,
                     "patient_id": [str(row.subject) for row in part],
                     "encounter_id": hadm,
-                    "text": [self.store.text(row.text) for row in part],
+                    "text": self.store.array(row.text for row in part),
                     "label": label,
                     # Readers find the sections themselves; the published files know nothing of them.
                     "sections": pa.nulls(len(part), sections_type()),
@@ -164,7 +164,7 @@ class OfficialBuilder:
         return self._codes("procedures", "PROCEDURES_ICD", attrition)
 
     def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
-        group = diagnosis_group if name == "diagnoses" else procedure_group
+        group = DIAGNOSIS_GROUP if name == "diagnoses" else PROCEDURE_GROUP
         columns = len(self.tables.reader(table).columns)
         codes = official_codes(self.prepared.connection, table, columns, group, ("HADM_ID", "SUBJECT_ID"))
         if not codes.classes:

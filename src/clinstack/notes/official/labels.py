@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from clinstack.errors import InputError
-from clinstack.notes.official.pandas_types import guessed
+from clinstack.notes.official.pandas_types import guessed, guessed_words
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,10 @@ def length_of_stay_labels(admissions: dict[int, AdmissionFacts]) -> dict[int, in
     return dict(zip(admissions, (np.array([3.0, 7.0, 14.0]) < days[:, None]).sum(axis=1).tolist(), strict=True))
 
 
-def diagnosis_group(code: str) -> str:
-    """Return four characters of a code that begins with V or E, three of others."""
-    return code[:4] if code.startswith(("V", "E")) else code[:3]
-
-
-def procedure_group(code: str) -> str:
-    """Return three characters of what was left of a code."""
-    return code[:3]
+DIAGNOSIS_GROUP = "CASE WHEN left(word, 1) IN ('V', 'E') THEN left(word, 4) ELSE left(word, 3) END"
+"""Four characters of a code that begins with V or E, three of others; in SQL, of ``word``."""
+PROCEDURE_GROUP = "left(word, 3)"
+"""Three characters of what was left of a code."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,7 @@ class OfficialCodes:
     classes: list[str]
 
 
-def official_codes(
-    connection: Any, table: str, columns: int, group: Callable[[str], str], keys: Sequence[str]
-) -> OfficialCodes:
+def official_codes(connection: Any, table: str, columns: int, group: str, keys: Sequence[str]) -> OfficialCodes:
     """Group the codes of a table as the published scripts did, with pandas' types.
 
     Parameters
@@ -94,26 +89,31 @@ def official_codes(
         ``DIAGNOSES_ICD`` or ``PROCEDURES_ICD``.
     columns : int
         How many the source has, on which the types depend.
-    group : callable
-        From a code, after pandas read it, to its group.
+    group : str
+        `DIAGNOSIS_GROUP` or `PROCEDURE_GROUP`.
     keys : sequence of str
         HADM_ID, and SUBJECT_ID as the published scripts have it: an admission of two patients has two rows then.
     """
-    rows = connection.execute(f"SELECT ICD9_CODE, {', '.join(keys)} FROM {table} ORDER BY rowid").fetchall()
-    values = guessed([row[0] for row in rows], columns)
-    classes: dict[str, None] = {}
-    groups: dict[tuple[int, ...], list[str]] = {}
-    seen = set[tuple[int | None, str]]()
-    for (_, *key), value in zip(rows, values, strict=True):
-        if value is None:
-            continue
-        short = group(str(value))
-        classes.setdefault(short)
-        if (key[0], short) not in seen:
-            seen.add((key[0], short))
-            if None not in key:
-                groups.setdefault(tuple(key), []).append(short)
-    return OfficialCodes({key: groups[key] for key in sorted(groups)}, list(classes))
+    listed = ", ".join(keys)
+    rows = connection.cursor().sql(f"SELECT {listed}, ICD9_CODE FROM {table} ORDER BY rowid").to_arrow_table()
+    words = guessed_words(rows["ICD9_CODE"].combine_chunks(), columns)
+    place = pa.array(np.arange(len(words)))
+    connection.register("read_codes", rows.append_column("word", words).append_column("place", place))
+    connection.execute(
+        f"CREATE OR REPLACE TABLE grouped_codes AS SELECT {listed}, {group} AS short, place FROM read_codes "
+        f"WHERE word IS NOT NULL"
+    )
+    connection.unregister("read_codes")
+    classes = connection.execute("SELECT short FROM grouped_codes GROUP BY short ORDER BY min(place)").fetchall()
+    known = " AND ".join(f"{key} IS NOT NULL" for key in keys)
+    groups = connection.execute(
+        f"""
+        SELECT list(short ORDER BY place), {listed}
+        FROM (SELECT * FROM grouped_codes QUALIFY row_number() OVER (PARTITION BY HADM_ID, short ORDER BY place) = 1)
+        WHERE {known} GROUP BY {listed} ORDER BY {listed}
+        """
+    ).fetchall()
+    return OfficialCodes({tuple(key): shorts for shorts, *key in groups}, [row[0] for row in classes])
 
 
 def shuffled(rows: Sequence[Any], seed: int) -> list[Any]:

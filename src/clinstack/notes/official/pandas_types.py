@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-MISSING = frozenset(
-    [
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
-        *("<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
-    ]
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MISSING = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
 )
 """What pandas 1.5 took for a missing value, also in quotes."""
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*\Z", re.ASCII)
@@ -60,6 +61,43 @@ def guessed(values: Sequence[str | None], columns: int) -> list[int | float | st
     if kinds == {int, float}:
         chunks = [(float, [None if value is None else float(value) for value in chunk]) for _, chunk in chunks]
     return [value for _, chunk in chunks for value in chunk]
+
+
+def guessed_words(values: pa.Array, columns: int) -> pa.Array:
+    """Return a column as text after pandas 1 read it: ``331`` for 0331 in a chunk of numbers; see `guessed`.
+
+    Parameters
+    ----------
+    values : pyarrow.Array
+        Of strings.
+    columns : int
+        Number of columns of the table.
+
+    Returns
+    -------
+    pyarrow.Array
+        Of strings, null where the value is missing.
+    """
+    size = chunk_rows(columns)
+    chunks = [values.slice(at, size) for at in range(0, max(len(values), 1), size)]
+    if all(map(_is_plain_text, chunks)):
+        return pc.if_else(pc.is_in(values, pa.array(MISSING, values.type)), pa.scalar(None, values.type), values)
+    if all(map(_is_plain_whole, chunks)):
+        return pc.cast(pc.cast(values, pa.int64()), values.type)
+    words = [None if value is None else str(value) for value in guessed(values.to_pylist(), columns)]
+    return pa.array(words, values.type)
+
+
+def _is_plain_text(chunk: pa.Array) -> bool:
+    """Whether a chunk has a value that is no number for sure, and none that a NUL byte cuts: a quick look."""
+    present = chunk.drop_null()
+    letters = pc.match_substring_regex(present, r"^[A-DF-Z]\d|^E[A-Z0-9]*\d$")
+    return bool(pc.any(letters).as_py()) and not pc.any(pc.match_substring(present, "\0")).as_py()
+
+
+def _is_plain_whole(chunk: pa.Array) -> bool:
+    """Whether a chunk has nothing but whole numbers of few digits: a quick look."""
+    return not chunk.null_count and bool(pc.all(pc.match_substring_regex(chunk, r"^\d{1,18}$")).as_py())
 
 
 def _chunk(values: list[str | None]) -> tuple[type, list[int | float | str | None]]:
