@@ -47,6 +47,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     it cannot, ``path`` is absent for an instant, and a process killed in it leaves the old directory as
     ``.<name>.old``; `recover_directory` puts it back.
     """
+    if path.is_symlink():
+        path = path.resolve()  # the directory is replaced, and the link stays
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     temporary = path.with_name(f".{path.name}.partial")

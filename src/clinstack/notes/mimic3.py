@@ -19,6 +19,7 @@ from clinstack.notes.mimic3_options import CODE_TABLES, Mimic3Options, Text
 from clinstack.notes.prepared import PreparedFolder, Progress, is_synthetic_source, prepared_folder
 from clinstack.notes.source_tables import SourceTables, is_address, shown
 from clinstack.notes.splits import assign_splits
+from clinstack.notes.summaries import NOTE_COLUMNS
 from clinstack.notes.ventilation_options import VentilationOptions
 from clinstack.tasks import OUTCOMES
 
@@ -79,11 +80,15 @@ def prepare_mimic3(
     if unknown or (tasks is not None and not tasks):
         raise InputError(f"tasks: {', '.join(unknown) or 'none named'}; choose from {', '.join(OUTCOMES)}.")
     synthetic = not is_address(source) and is_synthetic_source(Path(source))
+    if options.export_csv:
+        _check_export(options.export_csv, out)
+    # Before the notes are read, which takes minutes.
+    lists = read_split_lists(options.splits) if options.splits else None
     with prepared_folder(out, progress) as prepared:
         tables = SourceTables(prepared.connection, source, progress)
         wanted, left_out = _available_tasks(tables, tasks, options.ventilation)
         open_tables(prepared, tables, wanted, options)
-        facts = _build(prepared, tables, wanted, seed, text, minimum_count, options, synthetic)
+        facts = _build(prepared, tables, wanted, seed, text, minimum_count, options, synthetic, lists)
         result = prepared.finish(
             {
                 "source": "mimic3",
@@ -118,7 +123,8 @@ def _available_tasks(
 def open_tables(prepared: PreparedFolder, tables: SourceTables, chosen: Sequence[str], options: Mimic3Options) -> None:
     """Load every table but NOTEEVENTS, check what all tasks rely on, and write ``admissions.parquet``."""
     needed = "Every task needs it."
-    tables.reader("NOTEEVENTS", needed)
+    # Its columns too: the notes are read last, long after.
+    tables.require("NOTEEVENTS", NOTE_COLUMNS, needed)
     columns = {
         "SUBJECT_ID": "BIGINT",
         "HADM_ID": "BIGINT",
@@ -219,6 +225,7 @@ def _build(
     minimum_count: int,
     options: Mimic3Options,
     synthetic: bool,
+    lists: dict[int, str] | None,
 ) -> dict[str, Any]:
     """Read the notes once, then write splits, notes and tasks; return the counts."""
     from clinstack.notes.mimic3_tasks import write_default_tasks, write_official_tasks
@@ -230,7 +237,7 @@ def _build(
     with TextStore(prepared.scratch / "raw.bin") as raw:
         summaries = read_summaries(tables, raw, notes.add if notes else None)
         patients = {row[0] for row in prepared.connection.execute("SELECT SUBJECT_ID FROM ADMISSIONS").fetchall()}
-        split_of = _splits(options.splits, patients, (notes.patients() if notes else set()), seed)
+        split_of = _splits(lists, patients, (notes.patients() if notes else set()), seed)
         counts: dict[str, Any] = {"patients": prepared.use_splits({str(key): where for key, where in split_of.items()})}
         if options.splits:
             counts["patients_in_no_list"] = len(patients - split_of.keys())
@@ -248,7 +255,9 @@ def _build(
     return counts
 
 
-def _splits(lists: Path | None, patients: set[int | None], note_patients: set[int], seed: int) -> dict[int, str]:
+def _splits(
+    lists: dict[int, str] | None, patients: set[int | None], note_patients: set[int], seed: int
+) -> dict[int, str]:
     """Return the split of each patient.
 
     Patients of ADMISSIONS are split among themselves, those who have nothing but notes among themselves: so the
@@ -258,8 +267,7 @@ def _splits(lists: Path | None, patients: set[int | None], note_patients: set[in
     if lists is None:
         result = assign_splits(map(str, admitted), seed) | assign_splits(map(str, note_patients - admitted), seed)
         return {int(patient): split for patient, split in sorted(result.items())}
-    listed = read_split_lists(lists)
-    return {patient: listed[patient] for patient in sorted(admitted | note_patients) if patient in listed}
+    return {patient: lists[patient] for patient in sorted(admitted | note_patients) if patient in lists}
 
 
 def read_split_lists(folder: Path) -> dict[int, str]:
@@ -287,16 +295,23 @@ def read_split_lists(folder: Path) -> dict[int, str]:
     return result
 
 
-def _hand_over(written: Path, export: Path) -> None:
-    """Put the published files where they were asked for, folder by folder in one step each."""
+def _check_export(export: Path, out: Path) -> None:
+    """Refuse to export where something else would be replaced, or into the output, which is replaced as a whole."""
     from clinstack.notes.official.export import CODE_LISTS, FILES
 
+    if export.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"The published files cannot go into {out}, which is written anew; name a folder beside it.")
     known = tuple(name for _, name, _ in FILES.values())
-    for folder in sorted(written.iterdir()):
-        target = export / folder.name
+    for target in (export / folder for folder, _, _ in FILES.values()):
         for old in target.iterdir() if target.is_dir() else ():
             if not old.name.startswith(known) and old.name not in CODE_LISTS.values():
                 raise InputError(f"{old} is not one of the published files; name another folder to export to.")
+
+
+def _hand_over(written: Path, export: Path) -> None:
+    """Put the published files where they were asked for, folder by folder in one step each."""
+    for folder in sorted(written.iterdir()):
+        target = export / folder.name
         with replacing_directory(target) as temporary:
             for file in folder.iterdir():
                 shutil.copyfile(file, temporary / file.name)

@@ -95,6 +95,10 @@ class SourceTables:
         for rows in reader.rows(names, words, report):
             yield Rows(rows.batch.rename_columns(list(columns)), rows.numbers)
 
+    def require(self, table: str, columns: Sequence[str], needed_by: str = "") -> None:
+        """Raise InputError if the source lacks the table or one of the columns."""
+        self._names(self.reader(table, needed_by), columns)
+
     def _names(self, reader: TableReader, columns: Sequence[str]) -> list[str]:
         """Return the columns as the source spells them."""
         by_name = {name.upper(): name for name in reader.columns}

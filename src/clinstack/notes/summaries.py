@@ -15,7 +15,7 @@ from clinstack.notes.source_tables import SourceTables, typed
 from clinstack.notes.text_store import TextStore
 
 DISCHARGE_SUMMARY = "Discharge summary"
-_COLUMNS = (
+NOTE_COLUMNS = (
     *("ROW_ID", "SUBJECT_ID", "HADM_ID", "CHARTDATE", "CHARTTIME"),
     *("CATEGORY", "DESCRIPTION", "ISERROR", "TEXT"),
 )
@@ -89,11 +89,12 @@ def read_summaries(
     summaries = Summaries()
     words = ("CATEGORY", DISCHARGE_SUMMARY)
     place = tables.reader("NOTEEVENTS", NOTES_NEEDED_BY).place
-    for rows in tables.rows("NOTEEVENTS", _COLUMNS, None if every_note else words, NOTES_NEEDED_BY):
+    for rows in tables.rows("NOTEEVENTS", NOTE_COLUMNS, None if every_note else words, NOTES_NEEDED_BY):
         values = [
-            typed(rows, name, _KINDS[name], place) if name in _KINDS else rows.batch.column(name) for name in _COLUMNS
+            typed(rows, name, _KINDS[name], place) if name in _KINDS else rows.batch.column(name)
+            for name in NOTE_COLUMNS
         ]
-        batch = pa.RecordBatch.from_arrays([*values, rows.batch.column("CHARTDATE")], [*_COLUMNS, "DAY"])
+        batch = pa.RecordBatch.from_arrays([*values, rows.batch.column("CHARTDATE")], [*NOTE_COLUMNS, "DAY"])
         if every_note:
             every_note(batch, rows.numbers)
         whole = Rows(batch, rows.numbers)
