@@ -177,6 +177,49 @@ def test_killed_at_moments_spread_over_a_run(
     check_next_run(workplace, found)
 
 
+WITH_WORKERS = """
+import multiprocessing
+from pathlib import Path
+import clinstack.notes.admission_texts as admission_texts
+import clinstack.notes.prepared as prepared
+admission_texts._WORTH_PROCESSES = 1
+def reported(self, description, done, total):
+    if description == "Reading discharge summaries" and done:
+        workers = multiprocessing.active_children()
+        Path({file!r}).write_text(" ".join(str(worker.pid) for worker in workers))
+        kill()
+prepared.PreparedFolder.report = reported
+"""
+
+
+def test_worker_processes_end_with_the_one_that_is_killed(
+    workplace: Path, references: tuple[Path, dict[int, tuple[Tree, Tree]], float]
+) -> None:
+    file = workplace.parent / "workers"
+    code = f"{KILL}{WITH_WORKERS.format(file=str(file))}\nfrom clinstack.cli import main\nmain()\n"
+    arguments = ["prepare", "mimic3", "--source", str(workplace.parent / "in"), "--out", str(workplace / "out")]
+    quiet = subprocess.DEVNULL
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, stdout=quiet, stderr=quiet)
+    assert done.returncode == -signal.SIGKILL
+    workers = file.read_text().split()
+    assert workers
+    until = time.monotonic() + 30
+    while (running := [worker for worker in workers if is_running(worker)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert running == []
+    assert check_after_kill(workplace, references[1]) == OLD
+
+
+def is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+        state = Path(f"/proc/{process}/stat")
+        # One that has ended may wait for somebody to ask how.
+        return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
 def test_without_an_exchange_of_directories_the_next_run_brings_the_old_one_back(tmp_path: Path) -> None:
     """Where the system cannot exchange two directories, a kill can come while neither is in place."""
     (tmp_path / "out").mkdir()

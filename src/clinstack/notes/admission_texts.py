@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 
 import pyarrow as pa
 
@@ -25,6 +24,7 @@ from clinstack.notes.sections import (
 )
 from clinstack.notes.summaries import DISCHARGE_SUMMARY, Summaries
 from clinstack.notes.text_store import TextStore
+from clinstack.processes import worker_pool
 
 _BATCH = 256
 _WORTH_PROCESSES = 4000
@@ -222,8 +222,7 @@ def _mapper(admissions: int) -> Iterator[_Mapper]:
     if admissions < _WORTH_PROCESSES:
         yield _Mapper(None)
         return
-    # Spawned: a fork of a process whose libraries run threads may hang.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with worker_pool() as pool:
         yield _Mapper(pool)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from clinstack.notes.death_mentions import RULES, death_rule, without_charted_de
 from clinstack.notes.mimic4_notes import Mimic4Notes
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
 from clinstack.notes.sections import admission_text_with_map, joined, section_map, sections_type
+from clinstack.processes import worker_pool
 from clinstack.tasks import Task
 
 _BATCH = 256
@@ -105,9 +104,7 @@ def _cut_all(
     batches: Iterator[tuple[list[int], list[str]]], admission_only: bool, admissions: int
 ) -> Iterator[tuple[list[int], list[tuple[str, Sections] | None]]]:
     """Cut batch by batch, here or, where there are many admissions, in as many processes as there are cores."""
-    # Spawned: a fork of a process whose libraries run threads may hang.
-    pool = ProcessPoolExecutor(mp_context=get_context("spawn")) if admissions >= _WORTH_PROCESSES else None
-    with pool or nullcontext():
+    with worker_pool() if admissions >= _WORTH_PROCESSES else nullcontext() as pool:
         waiting = []
         for hadms, texts in batches:
             if pool is None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import IO, TYPE_CHECKING, Any
 
 from clinstack import __version__
 from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory
+from clinstack.processes import end_with_parent
 
 if TYPE_CHECKING:
     from clinstack.notes.cohort.chunk import Chunk, Lines, Plan
@@ -251,17 +250,6 @@ def _write_split_lists(folder: Path, subjects: list[int], planted: Planted, seed
         (folder / f"mimic_{name}.csv").write_text(text, encoding="utf-8")
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed: it would wait for work for ever."""
-
-    def watch() -> None:
-        if (parent := parent_process()) is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
 class _Chunks:
     """The parts of a cohort in order, drawn by some worker processes or, with one worker, in this one."""
 
@@ -269,7 +257,7 @@ class _Chunks:
         self._plan = plan
         self._pool = None
         if workers > 1:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
         self._ahead = 2 * workers
 
     def __enter__(self) -> Iterator[Chunk]:
