@@ -361,10 +361,10 @@ def tree(folder: Path) -> dict[str, bytes]:
     [
         (1_000, ""),
         (20_000, "--compat official --export-csv {tmp}/csv"),
-        (60_000, "--no-notes"),
+        (40_000, "--no-notes"),
         *[
             pytest.param(size, options, marks=pytest.mark.slow)
-            for size in (0, 5_000, 12_500, 30_000, 100_000)
+            for size in (0, 5_000, 12_500, 30_000)
             for options in ("", "--no-notes", "--text full --compat official --export-csv {tmp}/csv")
         ],
     ],

@@ -181,7 +181,7 @@ def check_sections(row: dict[str, Any]) -> None:
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(admissions=st.lists(ADMISSION, max_size=12), text=st.sampled_from(["admission", "full"]), compress=st.booleans())
 def test_any_notes_make_a_sound_table(

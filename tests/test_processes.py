@@ -16,9 +16,13 @@ def test_work_is_done_in_other_processes() -> None:
         assert pool.submit(os.getpid).result() != os.getpid()
 
 
+def lose_a_worker() -> None:
+    with worker_pool(1) as pool:
+        os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
+        for _ in range(100):
+            pool.submit(os.getpid).result()
+
+
 def test_a_killed_worker_is_one_line() -> None:
-    with pytest.raises(ClinstackError, match=r"^A worker process was killed, perhaps for want of memory"):  # noqa: SIM117
-        with worker_pool(1) as pool:
-            os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
-            for _ in range(100):
-                pool.submit(os.getpid).result()
+    with pytest.raises(ClinstackError, match=r"^A worker process was killed, perhaps for want of memory"):
+        lose_a_worker()
