@@ -184,7 +184,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 def test_a_source_that_is_not_there_is_refused(clinstack: Clinstack, tmp_path: Path) -> None:
     said = clinstack("prepare", "mimic3", "--source", tmp_path / "none", "--out", tmp_path / "out")
     assert said.code == 2
-    assert said.err.splitlines()[-1].endswith("none is not a folder; name the folder of the csv files.")
+    assert said.err.splitlines()[-1].endswith("a DuckDB or SQLite file, or postgresql://…")
     assert "Traceback" not in said.err
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -266,6 +267,8 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; wrong input is one line and exit code 2, a failure one line and exit code 1."""
+    # Builders handle batch after batch for minutes: Arrow's own allocator keeps a fifth more memory than the system's.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         app()
     except InterruptError as error:

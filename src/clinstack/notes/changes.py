@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from clinstack.notes.admission_texts import AdmissionTexts
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.official.labels import official_codes
@@ -117,7 +119,11 @@ def compare_texts(
 
 
 def compare_codes(
-    connection: Any, table: str, columns: int, official_group: str, category: Callable[[str], str]
+    connection: Any,
+    table: str,
+    columns: int,
+    official: Callable[[pa.Array], pa.Array],
+    category: Callable[[str], str],
 ) -> tuple[set[int], set[int]]:
     """Compare the groups of codes that admissions get.
 
@@ -126,15 +132,16 @@ def compare_codes(
     zeros, groups : set of int
         Admissions whose groups differ because of how pandas read the codes, and because of how codes are cut.
     """
-    read = official_codes(connection, table, columns, official_group, ("HADM_ID",)).groups
-    guessed = {hadm: set(groups) for (hadm,), groups in read.items()}
+    read = official_codes(connection, table, columns, official, ("HADM_ID",))
+    guessed = {hadm: set(groups.split(",")) for hadm, groups in read.by_admission()}
+    query = f"SELECT HADM_ID, ICD9_CODE FROM {table} WHERE trim(ICD9_CODE) <> '' AND HADM_ID IS NOT NULL"
+    rows = connection.cursor().sql(query).to_arrow_table()
     plain: dict[int, set[str]] = {}
     ours: dict[int, set[str]] = {}
-    query = f"""
-        SELECT HADM_ID, word, {official_group} FROM (SELECT HADM_ID, ICD9_CODE AS word FROM {table})
-        WHERE trim(word) <> '' AND HADM_ID IS NOT NULL
-    """
-    for hadm, code, group in connection.execute(query).fetchall():
+    codes = rows["ICD9_CODE"].combine_chunks()
+    for hadm, code, group in zip(
+        rows["HADM_ID"].to_pylist(), codes.to_pylist(), official(codes).to_pylist(), strict=True
+    ):
         plain.setdefault(hadm, set()).add(group)
         ours.setdefault(hadm, set()).add(category(code))
     zeros = {hadm for hadm, groups in plain.items() if guessed.get(hadm) != groups}

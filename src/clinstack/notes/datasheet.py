@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from clinstack.tasks import OUTCOMES
 
 SAMPLE = 500
 """Texts of each task and split whose tokens are counted."""
+SMALL_CELLS = 10
 _SEED = 0
 _SOURCES = {"mimic3": "MIMIC-III", "mimic4": "MIMIC-IV", "fhir": "FHIR resources", "table": "a hospital's own tables"}
 _OWN_KEYS = ("source", "synthetic", "tables", "counts", "clinstack", "prepared")
@@ -35,13 +37,38 @@ _OWN_KEYS = ("source", "synthetic", "tables", "counts", "clinstack", "prepared")
 _MOST_NOTE_TYPES = 40
 
 
+class TaskDescriptions:
+    """Describes the examples of tasks beside other work, each as soon as it is written.
+
+    What it does is decompressing, counting and tokenizing in libraries, while a builder runs Python.
+    """
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1)
+        self._counter = TokenCounter("embedded")
+        self._found: dict[str, Future[dict[str, Any]]] = {}
+
+    def start(self, folder: Path) -> None:
+        """Describe ``examples/<task>``, with the settings that `write_datasheet` has when it is not told others."""
+        self._found[folder.name] = self._worker.submit(describe_task, folder, self._counter, SAMPLE, _SEED, SMALL_CELLS)
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Wait for the descriptions and return them by task."""
+        return {name: found.result() for name, found in self._found.items()}
+
+    def close(self) -> None:
+        """Leave out what was not begun."""
+        self._worker.shutdown(cancel_futures=True)
+
+
 def write_datasheet(
     folder: Path,
     tokenizer: str = "embedded",
     *,
-    small_cells: int = 10,
+    small_cells: int = SMALL_CELLS,
     sample: int = SAMPLE,
     progress: Callable[[str, int, int], None] | None = None,
+    described: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write ``DATASHEET.md`` and ``datasheet.json`` into a prepared folder.
 
@@ -57,6 +84,8 @@ def write_datasheet(
         Texts of each task and split whose tokens are counted.
     progress : callable, optional
         Called with a description, the texts done and the texts in all.
+    described : dict, optional
+        What `TaskDescriptions` found of the tasks already.
 
     Returns
     -------
@@ -68,7 +97,7 @@ def write_datasheet(
     InputError
         If the folder, a table in it or the tokenizer is wrong, or a number is below 1.
     """
-    figures = collect_figures(folder, tokenizer, small_cells, sample, progress)
+    figures = collect_figures(folder, tokenizer, small_cells, sample, progress, described)
     write_json(folder / "datasheet.json", figures)
     write_text(folder / "DATASHEET.md", render(figures))
     return folder / "DATASHEET.md"
@@ -80,6 +109,7 @@ def collect_figures(
     small_cells: int,
     sample: int,
     progress: Callable[[str, int, int], None] | None = None,
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``datasheet.json``; arguments and errors as in `write_datasheet`."""
     for name, number in (("small_cells", small_cells), ("sample", sample)):
@@ -100,9 +130,12 @@ def collect_figures(
         if progress:
             progress("Measuring texts", done, texts)
 
-    described = {task.name: describe_task(task, counter, sample, _SEED, small_cells, advance) for task in tasks}
+    described = {
+        task.name: (known or {}).get(task.name) or describe_task(task, counter, sample, _SEED, small_cells, advance)
+        for task in tasks
+    }
     with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
-        connection.execute("SET memory_limit = '256MB'; SET threads = 2")
+        connection.execute("SET memory_limit = '256MB'; SET threads = 1")
         connection.execute(f"SET temp_directory = '{_quoted(Path(spill))}'")
         counts = _counts(connection, folder, tasks, small_cells)
         admissions = folder / "admissions.parquet"

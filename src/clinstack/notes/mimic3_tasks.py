@@ -27,10 +27,10 @@ from clinstack.notes.mimic3_options import CODE_TABLES, Mimic3Options
 from clinstack.notes.official.admission_text import official_mortality_text
 from clinstack.notes.official.build import OfficialBuilder
 from clinstack.notes.official.labels import (
-    DIAGNOSIS_GROUP,
-    PROCEDURE_GROUP,
+    diagnosis_groups,
     length_of_stay_labels,
     official_admissions,
+    procedure_groups,
 )
 from clinstack.notes.official.texts import official_rows, official_texts
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
@@ -169,18 +169,18 @@ class _DefaultTasks:
     def diagnoses(self, attrition: Attrition) -> _Labelled:
         """Label by ICD-9 categories."""
         category = partial(diagnosis_category, v_characters=self.options.v_characters)
-        return self._codes("diagnoses", attrition, DIAGNOSIS_GROUP, category, "ICD-9 categories of the admission.")
+        return self._codes("diagnoses", attrition, diagnosis_groups, category, "ICD-9 categories of the admission.")
 
     def procedures(self, attrition: Attrition) -> _Labelled:
         """Label by ICD-9 procedure categories."""
         description = "ICD-9 procedure categories of the admission."
-        return self._codes("procedures", attrition, PROCEDURE_GROUP, procedure_category, description)
+        return self._codes("procedures", attrition, procedure_groups, procedure_category, description)
 
     def _codes(
         self,
         name: str,
         attrition: Attrition,
-        group: str,
+        group: Callable[[pa.Array], pa.Array],
         category: Callable[[str], str],
         description: str,
     ) -> _Labelled:

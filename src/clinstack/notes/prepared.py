@@ -20,6 +20,8 @@ from clinstack.tasks import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clinstack.notes.datasheet import TaskDescriptions
+
 Progress = Callable[[str, int, int], None]
 MEMORY_LIMIT = "1GB"
 """Of DuckDB, which spills to disk beyond it; with Arrow's batches a builder stays below 2 GiB."""
@@ -49,6 +51,8 @@ class PreparedFolder:
         self.scratch = folder / ".scratch"
         self.connection = connection
         self.progress = progress
+        self._finished = False
+        self._descriptions: TaskDescriptions | None = None
 
     def report(self, description: str, done: int, total: int) -> None:
         """Show progress."""
@@ -118,6 +122,11 @@ class PreparedFolder:
         _write_json(
             target / "attrition.json", {"task": task.name, "steps": attrition.steps, "splits": summary, **facts}
         )
+        if self._descriptions is None:
+            from clinstack.notes.datasheet import TaskDescriptions
+
+            self._descriptions = TaskDescriptions()
+        self._descriptions.start(target)
         return {split: content["rows"] for split, content in summary.items()}
 
     def _summary(self, path: Path, task: Task) -> dict[str, Any]:
@@ -134,18 +143,29 @@ class PreparedFolder:
         return {"rows": rows, "patients": patients, "labels": counts}
 
     def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write ``prepare.json`` and the data sheet; return the former's content.
+        """Write ``prepare.json`` and return its content; the data sheet follows when the database is closed.
 
         ``facts`` names at least ``source`` and ``synthetic``.
         """
-        from clinstack.notes.datasheet import write_datasheet
-
         content = {**facts, "clinstack": __version__}
         _write_json(self.folder / "prepare.json", content)
-        self.report("Writing the data sheet", 0, 1)
-        write_datasheet(self.folder)
-        self.report("Writing the data sheet", 1, 1)
+        self._finished = True
         return content
+
+    def describe(self) -> None:
+        """Write the data sheet of a finished folder."""
+        from clinstack.notes.datasheet import write_datasheet
+
+        if self._finished:
+            self.report("Writing the data sheet", 0, 1)
+            described = self._descriptions.results() if self._descriptions else None
+            write_datasheet(self.folder, described=described)
+            self.report("Writing the data sheet", 1, 1)
+
+    def close(self) -> None:
+        """Stop what works beside the builder."""
+        if self._descriptions:
+            self._descriptions.close()
 
 
 class ExamplesWriter:
@@ -224,8 +244,15 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
             connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
             # DuckDB's own bar goes to standard output, in the middle of what a program may read there.
             connection.execute("SET enable_progress_bar = false")
-            yield PreparedFolder(folder, connection, progress)
+            prepared = PreparedFolder(folder, connection, progress)
+            try:
+                yield prepared
+            except BaseException:
+                prepared.close()
+                raise
         shutil.rmtree(scratch)
+        prepared.describe()
+        prepared.close()
 
 
 @contextmanager

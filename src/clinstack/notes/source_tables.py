@@ -26,6 +26,7 @@ from clinstack.notes.table_readers import (
 Progress = Callable[[str, int, int], None]
 _ENDINGS = (".csv", ".csv.gz", ".parquet")
 _FLOAT_CODE = r"^\d+\.\d*$|^\d+(\.\d+)?[eE]\+?\d+$"
+_ARROW = {"BIGINT": pa.int64(), "DOUBLE": pa.float64(), "TIMESTAMP": pa.timestamp("us"), "DATE": pa.date32()}
 _KINDS = {"BIGINT": "a whole number", "TIMESTAMP": "a date and time", "DOUBLE": "a number", "DATE": "a date"}
 
 
@@ -171,9 +172,8 @@ def typed(rows: Rows, name: str, kind: str, place: str) -> pa.Array:
     values = rows.batch.column(rows.batch.schema.get_field_index(name))
     if kind == "VARCHAR":
         return values
-    trimmed = pc.utf8_trim_whitespace(values)
     if kind == "CODE":
-        wrong = pc.match_substring_regex(trimmed, _FLOAT_CODE).fill_null(False)
+        wrong = pc.match_substring_regex(pc.utf8_trim_whitespace(values), _FLOAT_CODE).fill_null(False)
         if pc.any(wrong).as_py():
             row = rows.numbers[np.asarray(wrong)][0]
             raise InputError(
@@ -181,8 +181,18 @@ def typed(rows: Rows, name: str, kind: str, place: str) -> pa.Array:
                 f"as numbers and have lost their leading zeros. Export the column as text."
             )
         return values
+    return _cast(rows, name, kind, place)
+
+
+def _cast(rows: Rows, name: str, kind: str, place: str) -> pa.Array:
+    values = rows.batch.column(rows.batch.schema.get_field_index(name))
+    target = _ARROW[kind]
+    try:
+        return pc.cast(values, target)
+    except pa.ArrowInvalid:
+        # Blanks, decimals or a mistake.
+        trimmed = pc.utf8_trim_whitespace(values)
     trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
-    target = {"BIGINT": pa.int64(), "DOUBLE": pa.float64(), "TIMESTAMP": pa.timestamp("us"), "DATE": pa.date32()}[kind]
     if kind == "BIGINT":
         # 100123.0 is what a program writes that kept a column with gaps as floating point numbers.
         trimmed = pc.replace_substring_regex(trimmed, r"\.0+$", "")

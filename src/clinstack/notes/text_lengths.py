@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CONTEXTS = (128, 512, 2048)
-_BATCH = 256
+_BATCH = 128
+_ENCODED_AT_A_TIME = 16
 _NONE = np.zeros(0, dtype=bool)
 Counts = NDArray[np.int64]
 
@@ -52,8 +53,10 @@ class TokenCounter:
         """Return the tokens of each text."""
         keys = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
-        if new:
-            for key, encoding in zip(new, self._tokenizer.encode_batch_fast(list(new.values())), strict=True):
+        # A few at a time: an encoding takes some hundred bytes a token.
+        for start in range(0, len(new), _ENCODED_AT_A_TIME):
+            some = list(new)[start : start + _ENCODED_AT_A_TIME]
+            for key, encoding in zip(some, self._tokenizer.encode_batch_fast([new[key] for key in some]), strict=True):
                 self._known[key] = len(encoding.ids)
         return [self._known[key] for key in keys]
 

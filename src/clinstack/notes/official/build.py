@@ -16,11 +16,11 @@ from clinstack.notes.mimic3_admissions import make_candidates
 from clinstack.notes.official.admission_text import DEATH_RULES, official_mortality_text
 from clinstack.notes.official.export import FILES, export_codes, export_rows
 from clinstack.notes.official.labels import (
-    DIAGNOSIS_GROUP,
-    PROCEDURE_GROUP,
     AdmissionFacts,
+    diagnosis_groups,
     length_of_stay_labels,
     official_codes,
+    procedure_groups,
     shuffled,
 )
 from clinstack.notes.official.texts import OfficialAdmission
@@ -164,15 +164,15 @@ class OfficialBuilder:
         return self._codes("procedures", "PROCEDURES_ICD", attrition)
 
     def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
-        group = DIAGNOSIS_GROUP if name == "diagnoses" else PROCEDURE_GROUP
+        group = diagnosis_groups if name == "diagnoses" else procedure_groups
         columns = len(self.tables.reader(table).columns)
         codes = official_codes(self.prepared.connection, table, columns, group, ("HADM_ID", "SUBJECT_ID"))
         if not codes.classes:
             raise InputError(f"{self.tables.place(table)} holds no code; {name} has nothing to predict.")
         by_hadm = {item.hadm: item for item in self.texts}
         rows = [
-            LabelledText(hadm, by_hadm[hadm].subject, by_hadm[hadm].text, ",".join(groups))
-            for (hadm, *_), groups in codes.groups.items()
+            LabelledText(hadm, by_hadm[hadm].subject, by_hadm[hadm].text, groups)
+            for hadm, groups in codes.by_admission()
             if hadm in by_hadm
         ]
         attrition.step(f"with a code in {table}", len(rows))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.notes.official.pandas_types import guessed, guessed_words
@@ -61,24 +63,43 @@ def length_of_stay_labels(admissions: dict[int, AdmissionFacts]) -> dict[int, in
     return dict(zip(admissions, (np.array([3.0, 7.0, 14.0]) < days[:, None]).sum(axis=1).tolist(), strict=True))
 
 
-DIAGNOSIS_GROUP = "CASE WHEN left(word, 1) IN ('V', 'E') THEN left(word, 4) ELSE left(word, 3) END"
-"""Four characters of a code that begins with V or E, three of others; in SQL, of ``word``."""
-PROCEDURE_GROUP = "left(word, 3)"
-"""Three characters of what was left of a code."""
+def diagnosis_groups(words: pa.Array) -> pa.Array:
+    """Return four characters of a code that begins with V or E, three of others."""
+    long = pc.match_substring_regex(words, "^[VE]")
+    return pc.if_else(long, pc.utf8_slice_codeunits(words, 0, 4), pc.utf8_slice_codeunits(words, 0, 3))
+
+
+def procedure_groups(words: pa.Array) -> pa.Array:
+    """Return three characters of what was left of a code."""
+    return pc.utf8_slice_codeunits(words, 0, 3)
 
 
 @dataclass(frozen=True)
 class OfficialCodes:
-    """The groups of each admission in the order of the table, and all groups by first appearance.
+    """The groups of codes of each admission.
 
-    The key is the admission, or the admission and the patient where these were asked for.
+    Attributes
+    ----------
+    hadm : int64 array
+        Admissions in their order; one stands twice when two patients share it and the patients were asked for.
+    groups : pyarrow.Array
+        The groups of each, in the order of the table, with commas between them.
+    classes : list of str
+        All groups by first appearance.
     """
 
-    groups: dict[tuple[int, ...], list[str]]
+    hadm: NDArray[np.int64]
+    groups: pa.Array
     classes: list[str]
 
+    def by_admission(self) -> Iterator[tuple[int, str]]:
+        """Yield admission and groups."""
+        return zip(self.hadm.tolist(), self.groups.to_pylist(), strict=True)
 
-def official_codes(connection: Any, table: str, columns: int, group: str, keys: Sequence[str]) -> OfficialCodes:
+
+def official_codes(
+    connection: Any, table: str, columns: int, group: Callable[[pa.Array], pa.Array], keys: Sequence[str]
+) -> OfficialCodes:
     """Group the codes of a table as the published scripts did, with pandas' types.
 
     Parameters
@@ -89,31 +110,32 @@ def official_codes(connection: Any, table: str, columns: int, group: str, keys: 
         ``DIAGNOSES_ICD`` or ``PROCEDURES_ICD``.
     columns : int
         How many the source has, on which the types depend.
-    group : str
-        `DIAGNOSIS_GROUP` or `PROCEDURE_GROUP`.
+    group : callable
+        `diagnosis_groups` or `procedure_groups`.
     keys : sequence of str
         HADM_ID, and SUBJECT_ID as the published scripts have it: an admission of two patients has two rows then.
     """
-    listed = ", ".join(keys)
-    rows = connection.cursor().sql(f"SELECT {listed}, ICD9_CODE FROM {table} ORDER BY rowid").to_arrow_table()
+    query = f"SELECT {', '.join(keys)}, ICD9_CODE FROM {table} ORDER BY rowid"
+    rows = connection.cursor().sql(query).to_arrow_table()
     words = guessed_words(rows["ICD9_CODE"].combine_chunks(), columns)
-    place = pa.array(np.arange(len(words)))
-    connection.register("read_codes", rows.append_column("word", words).append_column("place", place))
-    connection.execute(
-        f"CREATE OR REPLACE TABLE grouped_codes AS SELECT {listed}, {group} AS short, place FROM read_codes "
-        f"WHERE word IS NOT NULL"
-    )
-    connection.unregister("read_codes")
-    classes = connection.execute("SELECT short FROM grouped_codes GROUP BY short ORDER BY min(place)").fetchall()
-    known = " AND ".join(f"{key} IS NOT NULL" for key in keys)
-    groups = connection.execute(
-        f"""
-        SELECT list(short ORDER BY place), {listed}
-        FROM (SELECT * FROM grouped_codes QUALIFY row_number() OVER (PARTITION BY HADM_ID, short ORDER BY place) = 1)
-        WHERE {known} GROUP BY {listed} ORDER BY {listed}
-        """
-    ).fetchall()
-    return OfficialCodes({tuple(key): shorts for shorts, *key in groups}, [row[0] for row in classes])
+    rows = rows.filter(words.is_valid())
+    shorts = group(words.filter(words.is_valid())).dictionary_encode()
+    index = shorts.indices.to_numpy().astype(np.int64)
+    numbers = [rows[key].fill_null(0).to_numpy() for key in keys]
+    known = np.logical_and.reduce([rows[key].is_valid().to_numpy() for key in keys])
+    # Of a group that an admission has twice the first row counts, whichever patient's it is.
+    pairs = numbers[0] * (len(shorts.dictionary) + 1) + index
+    pairs[~rows[keys[0]].is_valid().to_numpy()] = -1
+    first = np.unique(pairs, return_index=True)[1]
+    first = first[known[first]]
+    order = first[np.lexsort([first, *(number[first] for number in reversed(numbers))])]
+    new = np.ones(len(order), bool)
+    if len(order):
+        new[1:] = np.logical_or.reduce([number[order][1:] != number[order][:-1] for number in numbers])
+    begins = np.flatnonzero(new)
+    offsets = pa.array(np.append(begins, len(order)), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, shorts.dictionary.take(pa.array(index[order])).cast(pa.string()))
+    return OfficialCodes(numbers[0][order][begins], pc.binary_join(lists, ","), shorts.dictionary.to_pylist())
 
 
 def shuffled(rows: Sequence[Any], seed: int) -> list[Any]:
