@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -105,7 +106,7 @@ def prepare_mimic3(
             }
         )
         if options.export_csv:
-            _hand_over(prepared.scratch / "export", options.export_csv)
+            prepared.at_end.append(partial(_hand_over, prepared.scratch / "export", options.export_csv))
     return result
 
 

@@ -51,6 +51,8 @@ class PreparedFolder:
         self.scratch = folder / ".scratch"
         self.connection = connection
         self.progress = progress
+        self.at_end: list[Callable[[], None]] = []
+        """Called when all else is written, just before the folder takes its place."""
         self._finished = False
         self._descriptions: TaskDescriptions | None = None
 
@@ -250,9 +252,11 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
             except BaseException:
                 prepared.close()
                 raise
-        shutil.rmtree(scratch)
         prepared.describe()
         prepared.close()
+        for act in prepared.at_end:
+            act()
+        shutil.rmtree(scratch)
 
 
 @contextmanager
