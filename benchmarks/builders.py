@@ -156,9 +156,7 @@ def main() -> None:
             print(rows[-1], file=sys.stderr)
     scripts = "checkout" if arguments.official else "benchmarks/published_in_pandas.py"
     print(f"Published: {scripts}, pandas 1.5. {os.cpu_count()} cores, {platform.machine()}, medians of turns.\n")
-    print(
-        "| notes | csv | published | ours | times | published | ours | times | ours, put right, all notes | same files |"
-    )
+    print("| notes | csv | published | ours | times | published | ours | times | put right, all notes | same files |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     print(json.dumps({"benchmark": "builders", "ratios": ratios}))

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clinstack.files import write_json
-from clinstack.notes.overlap import signatures
-from clinstack.notes.shingles import fingerprints
+from clinstack.notes.contamination.overlap import signatures
+from clinstack.notes.contamination.shingles import fingerprints
 from clinstack.tasks import Task
 
 TASKS = ("mortality", "length_of_stay", "diagnoses", "procedures")
@@ -105,7 +105,7 @@ def write_hospital(folder: Path, notes: int, admissions: int) -> set[str]:
 _CHECK = """
 import json, resource, sys, time
 from pathlib import Path
-from clinstack.notes.check import check_prepared
+from clinstack.notes.contamination.check import check_prepared
 start = time.perf_counter()
 check_prepared(Path(sys.argv[1]))
 usage = resource.getrusage(resource.RUSAGE_SELF)

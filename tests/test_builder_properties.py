@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from clinstack.files import read_json
 from clinstack.notes.cleaning import clean_text
 from clinstack.notes.cohort import write_cohort
-from clinstack.notes.mimic3 import prepare_mimic3
-from clinstack.notes.mimic3_options import Mimic3Options
+from clinstack.notes.mimic3.options import Mimic3Options
+from clinstack.notes.mimic3.prepare import prepare_mimic3
 from clinstack.tasks import OUTCOMES
 
 SPLITS = ("train", "validation", "test")
@@ -227,8 +227,8 @@ def test_memory_does_not_grow_with_the_notes(options: str, tmp_path: Path) -> No
     code = (
         "import resource\n"
         "from pathlib import Path\n"
-        "from clinstack.notes.mimic3 import prepare_mimic3\n"
-        "from clinstack.notes.mimic3_options import Mimic3Options\n"
+        "from clinstack.notes.mimic3.prepare import prepare_mimic3\n"
+        "from clinstack.notes.mimic3.options import Mimic3Options\n"
         f"facts = prepare_mimic3({str(tmp_path / 'in')!r}, Path({str(tmp_path / 'out')!r}), "
         f"options=Mimic3Options({options}))\n"
         "print(facts['counts']['notes_read'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"

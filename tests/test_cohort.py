@@ -15,7 +15,7 @@ from clinstack.notes.cohort.complications import COMPLICATIONS
 from clinstack.notes.cohort.patient import PROBLEMS, _pairs, _preferences
 from clinstack.notes.cohort.tables import COLUMNS
 from clinstack.notes.cohort.wording import HOSPITAL_LINE
-from clinstack.notes.sections import admission_text
+from clinstack.notes.sections.find import admission_text
 
 PATIENTS = 600
 SECONDS_A_DAY = 86400

@@ -21,7 +21,7 @@ from clinstack.notes.cohort.codes import PROCEDURE_TITLES, diagnosis_titles
 from clinstack.notes.cohort.paragraphs import paragraph_pools
 from clinstack.notes.cohort.tables import COLUMNS
 from clinstack.notes.cohort.wording import HOSPITAL_LINE
-from clinstack.notes.sections import admission_text
+from clinstack.notes.sections.find import admission_text
 
 NOTES = 5000
 

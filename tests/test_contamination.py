@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.files import read_json, write_json
-from clinstack.notes import decontaminate
-from clinstack.notes.check import check_prepared
-from clinstack.notes.contamination import check_contamination
-from clinstack.notes.leakage import PHRASES, check_leakage, largest_gap
-from clinstack.notes.overlap import HeldOutIndex, bands, signatures
-from clinstack.notes.shingles import SHINGLE_WORDS, common, fingerprints
+from clinstack.notes.contamination import drop as decontaminate
+from clinstack.notes.contamination.check import check_prepared
+from clinstack.notes.contamination.find import check_contamination
+from clinstack.notes.contamination.leakage import PHRASES, check_leakage, largest_gap
+from clinstack.notes.contamination.overlap import HeldOutIndex, bands, signatures
+from clinstack.notes.contamination.shingles import SHINGLE_WORDS, common, fingerprints
 from clinstack.notes.splits import SPLITS, assign_splits
 from clinstack.tasks import Task
 from tiny_notes import CANARY
@@ -196,9 +196,9 @@ def test_several_small_indexes_find_the_same(planted: tuple[Path, Path], monkeyp
     data, corpus = planted
     expected = kinds(data, corpus)
     compared = check_contamination(data, [corpus]).compared
-    monkeypatch.setattr("clinstack.notes.contamination._MOST_SHINGLES", 1)
-    monkeypatch.setattr("clinstack.notes.overlap._MOST_POSTINGS", 1)
-    monkeypatch.setattr("clinstack.notes.compared_files._BATCH_BYTES", 1)
+    monkeypatch.setattr("clinstack.notes.contamination.find._MOST_SHINGLES", 1)
+    monkeypatch.setattr("clinstack.notes.contamination.overlap._MOST_POSTINGS", 1)
+    monkeypatch.setattr("clinstack.notes.contamination.compared_files._BATCH_BYTES", 1)
     assert kinds(data, corpus) == expected
     assert check_contamination(data, [corpus]).compared == compared
 
@@ -265,8 +265,8 @@ def test_killed_while_dropping_leaves_the_old_folder(planted: tuple[Path, Path],
     data, _ = planted
     before = contents(data)
     program = (
-        "import os, signal, sys; from pathlib import Path; from clinstack.notes import check, decontaminate; "
-        f"decontaminate.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+        "import os, signal, sys; from pathlib import Path; from clinstack.notes.contamination import check, drop; "
+        f"drop.{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
         "check.check_prepared(Path(sys.argv[1]), drop=True)"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(data)], check=False, capture_output=True)
@@ -425,8 +425,8 @@ def test_minhash_alone_proposes_near_duplicates() -> None:
 def test_signatures_are_the_same_in_every_process() -> None:
     (signature,) = signatures(fingerprints(pa.array([invented(1)])))
     program = (
-        "import sys, pyarrow as pa; from clinstack.notes.overlap import signatures; "
-        "from clinstack.notes.shingles import fingerprints; "
+        "import sys, pyarrow as pa; from clinstack.notes.contamination.overlap import signatures; "
+        "from clinstack.notes.contamination.shingles import fingerprints; "
         "print(next(signatures(fingerprints(pa.array([sys.argv[1]])))).hashvalues.tolist())"
     )
     other = subprocess.run([sys.executable, "-c", program, invented(1)], check=True, capture_output=True, text=True)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clinstack.errors import InputError
-from clinstack.notes import csv_rows
-from clinstack.notes.csv_rows import CsvRows
+from clinstack.notes.sources import csv_rows
+from clinstack.notes.sources.csv_rows import CsvRows
 
 VALUES = st.text(alphabet='ab",\n\r\0é\u2028\ud7ff 0', max_size=12)
 

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.files import read_json, write_json
-from clinstack.notes.datasheet import write_datasheet
-from clinstack.notes.small_cells import HIDDEN, hide_small_cells
-from clinstack.notes.text_lengths import TokenCounter, count_words, measure_texts
+from clinstack.notes.sheet.datasheet import write_datasheet
+from clinstack.notes.sheet.small_cells import HIDDEN, hide_small_cells
+from clinstack.notes.sheet.text_lengths import TokenCounter, count_words, measure_texts
 from clinstack.tasks import Task
 from tiny_notes import CANARY
 

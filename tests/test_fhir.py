@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.notes.corpus import Corpus
-from clinstack.notes.fhir import _TABLES, FhirOptions, _Reader, prepare_fhir
-from clinstack.notes.fhir_resources import Resource
+from clinstack.notes.fhir.prepare import _TABLES, FhirOptions, _Reader, prepare_fhir
+from clinstack.notes.fhir.resources import Resource
 from clinstack.notes.prepared import prepared_folder
 from clinstack.notes.read import read_examples, read_notes
 from clinstack.notes.splits import SPLITS
@@ -470,7 +470,7 @@ def test_two_hundred_thousand_documents_in_little_memory(tmp_path: Path) -> None
                 + "\n"
             )
     code = (
-        "import resource, sys; from pathlib import Path; from clinstack.notes.fhir import prepare_fhir\n"
+        "import resource, sys; from pathlib import Path; from clinstack.notes.fhir.prepare import prepare_fhir\n"
         "facts = prepare_fhir(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "print(facts['counts']['notes'], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

@@ -18,9 +18,9 @@ from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples, read_examples
-from clinstack.notes.section_headers import ADMISSION_SECTIONS, HEADERS
-from clinstack.notes.section_priority import PRIORITIES, default_priority, text_kind
-from clinstack.notes.sections import SectionSpan, admission_text_with_map, section_map, sections_type
+from clinstack.notes.sections.find import SectionSpan, admission_text_with_map, section_map, sections_type
+from clinstack.notes.sections.headers import ADMISSION_SECTIONS, HEADERS
+from clinstack.notes.sections.priority import PRIORITIES, default_priority, text_kind
 from clinstack.recipe import FinetuneRecipe, parse_recipe
 from clinstack.stages.evaluate import evaluate
 from clinstack.stages.finetune import finetune

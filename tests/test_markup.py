@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clinstack.notes.markup import html_charset, html_to_text, rtf_to_text
+from clinstack.notes.fhir.markup import html_charset, html_to_text, rtf_to_text
 
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")), min_size=1, max_size=12

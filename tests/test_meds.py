@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.files import read_json, write_json
-from clinstack.notes.meds import MEDS_SPLITS, MEDS_VERSION, choose_classes, export_meds, folder_names
-from clinstack.notes.meds_samples import map_subjects, probabilities
+from clinstack.notes.meds.export import MEDS_SPLITS, MEDS_VERSION, choose_classes, export_meds, folder_names
+from clinstack.notes.meds.samples import map_subjects, probabilities
 from clinstack.notes.splits import SPLITS
 from clinstack.tasks import Task
 from tiny_notes import CANARY, TASKS
@@ -193,7 +193,7 @@ def test_whole_numbers_stay_and_other_identifiers_are_mapped(monkeypatch: pytest
     def clash(name: str, attempt: int) -> int:
         return attempt
 
-    monkeypatch.setattr("clinstack.notes.meds_samples._hashed", clash)
+    monkeypatch.setattr("clinstack.notes.meds.samples._hashed", clash)
     assert map_subjects(["c", "a", "b"]) == ({"a": 0, "b": 1, "c": 2}, True)
 
 

@@ -15,7 +15,7 @@ from clinstack.files import sha256_file
 from clinstack.notes.attrition import attrition_rows
 from clinstack.notes.cohort import write_cohort
 from clinstack.notes.labels import diagnosis_category, length_of_stay_class, procedure_category
-from clinstack.notes.mimic3 import prepare_mimic3
+from clinstack.notes.mimic3.prepare import prepare_mimic3
 from clinstack.notes.splits import assign_splits
 from clinstack.tasks import OUTCOMES, Task
 
@@ -354,7 +354,12 @@ def spoil(source: Path, table: str, old: str, new: str) -> None:
     [
         ("NOTEEVENTS", "CATEGORY", "KIND", "NOTEEVENTS.csv has no column CATEGORY"),
         ("ADMISSIONS", "ADMITTIME", "ARRIVED", "ADMISSIONS.csv has no column ADMITTIME"),
-        ("ADMISSIONS", "2150-01-01 08", "last Tuesday 08", "ADMISSIONS.csv, row 1: column ADMITTIME is not a date and time"),
+        (
+            "ADMISSIONS",
+            "2150-01-01 08",
+            "last Tuesday 08",
+            "ADMISSIONS.csv, row 1: column ADMITTIME is not a date",
+        ),
         ("DIAGNOSES_ICD", "1,4019", "one,4019", "DIAGNOSES_ICD.csv, row 1: column HADM_ID is not a whole number"),
         ("NOTEEVENTS", '"Chief', 'secret words "Chief', "NOTEEVENTS.csv, row 1 has a quote that is broken"),
     ],

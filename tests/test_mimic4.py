@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
-from clinstack.notes import mimic4, mimic4_notes, mimic4_texts
-from clinstack.notes.icd import CodeBook, IcdMap, category, read_as_number
-from clinstack.notes.mimic4 import prepare_mimic4
-from clinstack.notes.mimic4_options import Mimic4Options
+from clinstack.notes.mimic4 import notes as mimic4_notes
+from clinstack.notes.mimic4 import prepare as mimic4
+from clinstack.notes.mimic4 import texts as mimic4_texts
+from clinstack.notes.mimic4.icd import CodeBook, IcdMap, category, read_as_number
+from clinstack.notes.mimic4.options import Mimic4Options
+from clinstack.notes.mimic4.prepare import prepare_mimic4
 from clinstack.notes.splits import SPLITS
 from clinstack.tasks import OUTCOMES, Task
 from tiny_mimic4 import SUMMARY, TinyMimic4, tiny_hospital
@@ -571,8 +573,8 @@ def test_memory_does_not_grow_with_the_notes(tmp_path: Path) -> None:
             subject = 1 + number % 20_000  # every patient's reports stand far from each other
             file.write(f'{subject}-RR-{number},{subject},,RR,{number},2150-01-03 00:00:00,,"scan {number} {filler}"\n')
     program = (
-        "import sys, resource; from pathlib import Path; from clinstack.notes.mimic4 import prepare_mimic4; "
-        "from clinstack.notes.mimic4_options import Mimic4Options; "
+        "import sys, resource; from pathlib import Path; from clinstack.notes.mimic4.prepare import prepare_mimic4; "
+        "from clinstack.notes.mimic4.options import Mimic4Options; "
         "prepare_mimic4(Path(sys.argv[1]), Path(sys.argv[2]), Mimic4Options(text='full', tasks=['mortality'])); "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

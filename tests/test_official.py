@@ -13,12 +13,12 @@ import pytest
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.notes.mimic3 import prepare_mimic3, read_split_lists
-from clinstack.notes.mimic3_options import Mimic3Options
-from clinstack.notes.official.admission_text import SECTIONS, official_admission_text, official_mortality_text
-from clinstack.notes.official.labels import shuffled
-from clinstack.notes.official.pandas_types import chunk_rows, guessed
-from clinstack.notes.official.texts import official_order
+from clinstack.notes.mimic3.official.admission_text import SECTIONS, official_admission_text, official_mortality_text
+from clinstack.notes.mimic3.official.labels import shuffled
+from clinstack.notes.mimic3.official.pandas_types import chunk_rows, guessed
+from clinstack.notes.mimic3.official.texts import official_order
+from clinstack.notes.mimic3.options import Mimic3Options
+from clinstack.notes.mimic3.prepare import prepare_mimic3, read_split_lists
 
 GOLDEN = Path(__file__).parent / "golden" / "vanaken"
 TASKS = ("mortality", "length_of_stay", "diagnoses", "procedures")

@@ -180,7 +180,7 @@ def test_killed_at_moments_spread_over_a_run(
 WITH_WORKERS = """
 import multiprocessing
 from pathlib import Path
-import clinstack.notes.admission_texts as admission_texts
+import clinstack.notes.mimic3.admission_texts as admission_texts
 import clinstack.notes.prepared as prepared
 admission_texts._WORTH_PROCESSES = 1
 def reported(self, description, done, total):

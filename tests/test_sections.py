@@ -6,9 +6,7 @@ import pyarrow as pa
 import pytest
 
 from clinstack.notes.death_mentions import death_rule, without_charted_death
-from clinstack.notes.section_headers import ADMISSION_SECTIONS, HEADERS, read_header
-from clinstack.notes.section_priority import PRIORITIES
-from clinstack.notes.sections import (
+from clinstack.notes.sections.find import (
     SectionSpan,
     admission_sections,
     admission_text,
@@ -17,6 +15,8 @@ from clinstack.notes.sections import (
     sections_type,
     split_sections,
 )
+from clinstack.notes.sections.headers import ADMISSION_SECTIONS, HEADERS, read_header
+from clinstack.notes.sections.priority import PRIORITIES
 
 NOTE = """Admission Date: 2150-1-1
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clinstack.notes.section_headers import ADMISSION_SECTIONS, HEADERS
-from clinstack.notes.section_priority import PRIORITIES, default_priority, text_kind
-from clinstack.notes.sections import (
+from clinstack.notes.sections.find import (
     admission_sections,
     admission_text,
     admission_text_with_map,
     section_map,
     split_sections,
 )
+from clinstack.notes.sections.headers import ADMISSION_SECTIONS, HEADERS
+from clinstack.notes.sections.priority import PRIORITIES, default_priority, text_kind
 
 NEWLINES = ["\n", "\n\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\n \t\n", "\r\n\r\n", "\n\n\n"]
 PROSE = [

@@ -21,9 +21,9 @@ import pytest
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.notes.mimic3 import prepare_mimic3
-from clinstack.notes.mimic3_options import Mimic3Options
-from clinstack.notes.source_tables import SourceTables, is_address, shown
+from clinstack.notes.mimic3.options import Mimic3Options
+from clinstack.notes.mimic3.prepare import prepare_mimic3
+from clinstack.notes.sources.source_tables import SourceTables, is_address, shown
 
 GOLDEN = Path(__file__).parent / "golden" / "vanaken"
 TABLES = ("ADMISSIONS", "DIAGNOSES_ICD", "NOTEEVENTS", "PROCEDURES_ICD")

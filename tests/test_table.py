@@ -27,8 +27,8 @@ from clinstack.errors import InputError
 from clinstack.notes.cleaning import clean_text
 from clinstack.notes.read import read_examples, read_notes
 from clinstack.notes.splits import SPLITS, assign_splits
-from clinstack.notes.table import check_table, prepare_table
-from clinstack.notes.table_spec import EXAMPLE, load_spec
+from clinstack.notes.table.prepare import check_table, prepare_table
+from clinstack.notes.table.spec import EXAMPLE, load_spec
 from clinstack.tasks import Task
 
 Rows = list[dict[str, Any]]

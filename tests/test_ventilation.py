@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from clinstack.errors import InputError
 from clinstack.notes.attrition import Attrition
-from clinstack.notes.source_tables import SourceTables
-from clinstack.notes.ventilation import VentilationOptions, label_ventilation, open_ventilation_tables
-from clinstack.notes.ventilation_events import make_periods
-from clinstack.notes.ventilation_labels import read_label_file
-from clinstack.notes.ventilation_texts import texts_before_ventilation
+from clinstack.notes.sources.source_tables import SourceTables
+from clinstack.notes.ventilation.early_texts import texts_before_ventilation
+from clinstack.notes.ventilation.events import make_periods
+from clinstack.notes.ventilation.label import VentilationOptions, label_ventilation, open_ventilation_tables
+from clinstack.notes.ventilation.label_file import read_label_file
 
 START = datetime(2150, 1, 1)
 COLUMNS = {

@@ -131,9 +131,9 @@ def prepare_mimic3(
     ] = False,
 ) -> None:
     """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
-    from clinstack.notes.mimic3 import prepare_mimic3 as prepare
-    from clinstack.notes.mimic3_options import Mimic3Options
-    from clinstack.notes.ventilation_options import VentilationOptions
+    from clinstack.notes.mimic3.options import Mimic3Options
+    from clinstack.notes.mimic3.prepare import prepare_mimic3 as prepare
+    from clinstack.notes.ventilation.options import VentilationOptions
 
     options = Mimic3Options(
         compat,  # type: ignore[arg-type]  # checked there, as are the literals below
@@ -225,9 +225,9 @@ def prepare_mimic4(
 ) -> None:
     """MIMIC-IV and MIMIC-IV-Note to Notes and the five outcome tasks."""
     from clinstack.notes.attrition import attrition_rows
-    from clinstack.notes.mimic4 import CONTAMINATION
-    from clinstack.notes.mimic4 import prepare_mimic4 as prepare
-    from clinstack.notes.mimic4_options import Mimic4Options
+    from clinstack.notes.mimic4.options import Mimic4Options
+    from clinstack.notes.mimic4.prepare import CONTAMINATION
+    from clinstack.notes.mimic4.prepare import prepare_mimic4 as prepare
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",")]
     options = Mimic4Options(
@@ -264,7 +264,7 @@ def prepare_datasheet(
     small_cells: Annotated[int, typer.Option(help="Hide counts of people and labels below this; 1 shows all.")] = 10,
 ) -> None:
     """Write DATASHEET.md of a prepared folder again, with another tokenizer or other small cells."""
-    from clinstack.notes.datasheet import write_datasheet
+    from clinstack.notes.sheet.datasheet import write_datasheet
 
     with _bars() as update:
         path = write_datasheet(data, tokenizer, small_cells=small_cells, progress=update)
@@ -287,8 +287,8 @@ def prepare_check(
     json_line: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
 ) -> None:
     """Test examples repeated in training or pretraining, and phrases that give a label away."""
-    from clinstack.notes.check import check_prepared
-    from clinstack.notes.check_tables import contamination_tables, leakage_tables, summary_line
+    from clinstack.notes.contamination.check import check_prepared
+    from clinstack.notes.contamination.check_tables import contamination_tables, leakage_tables, summary_line
 
     with _bars() as update:
         report, leakage = check_prepared(data, against or [], threshold, drop, minimum_words, update)
@@ -313,7 +313,7 @@ def prepare_meds(
     ] = None,
 ) -> None:
     """Export labels, and a Run's predictions, in the Medical Event Data Standard (MEDS)."""
-    from clinstack.notes.meds import export_meds
+    from clinstack.notes.meds.export import export_meds
 
     with _bars() as update:
         result = export_meds(data, out, task, run, classes, prediction_time, update)
@@ -341,14 +341,14 @@ def prepare_table(
 ) -> None:
     """A hospital's own notes and labels to Notes: csv, Parquet, DuckDB, SQLite or PostgreSQL."""
     if example:
-        from clinstack.notes.table_spec import EXAMPLE
+        from clinstack.notes.table.spec import EXAMPLE
 
         typer.echo(EXAMPLE, nl=False)
         return
     if spec is None:
         raise InputError("Name the YAML file; `clinstack prepare table --example` prints one to begin with.")
     if check:
-        from clinstack.notes.table import check_table
+        from clinstack.notes.table.prepare import check_table
 
         for part in check_table(spec):
             console.print(f"[bold]{part.key}[/] from {escape(part.place)}", soft_wrap=True)
@@ -360,7 +360,7 @@ def prepare_table(
         return
     if out is None:
         raise InputError("Name the folder to write with --out, or look first with --check.")
-    from clinstack.notes.table import prepare_table as prepare
+    from clinstack.notes.table.prepare import prepare_table as prepare
 
     with _bars() as update:
         result = prepare(spec, out, update)
@@ -392,8 +392,8 @@ def prepare_fhir(
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Everyone in the export is invented.")] = False,
 ) -> None:
     """FHIR R4 or R5: DocumentReference, Binary, Encounter and Patient to Notes."""
-    from clinstack.notes.fhir import FhirOptions
-    from clinstack.notes.fhir import prepare_fhir as prepare
+    from clinstack.notes.fhir.prepare import FhirOptions
+    from clinstack.notes.fhir.prepare import prepare_fhir as prepare
 
     options = FhirOptions(
         tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip() not in ("", "none")),

@@ -112,7 +112,7 @@ def run_demo(root: Path, patients: int, seed: int, *, all_tasks: bool = False, w
 
 def _prepare_data(root: Path, patients: int, seed: int) -> None:
     from clinstack.notes.cohort import write_cohort
-    from clinstack.notes.mimic3 import prepare_mimic3
+    from clinstack.notes.mimic3.prepare import prepare_mimic3
 
     cohort, data = root / "cohort", root / "data"
     if (cohort / "cohort.json").is_file():

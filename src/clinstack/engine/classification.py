@@ -15,8 +15,8 @@ from clinstack.engine.losses import encode_labels
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples
-from clinstack.notes.section_priority import default_priority
-from clinstack.notes.sections import section_map
+from clinstack.notes.sections.find import section_map
+from clinstack.notes.sections.priority import default_priority
 from clinstack.tasks import Task
 from clinstack.tokens.batches import pad, sorted_batches
 from clinstack.tokens.encode import Tokens, encode_examples, encode_sections

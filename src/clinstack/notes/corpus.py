@@ -19,7 +19,7 @@ from clinstack.notes.attrition import Attrition
 from clinstack.notes.cleaning import clean_texts
 from clinstack.notes.death_mentions import RULES, death_rule, without_charted_death
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
-from clinstack.notes.sections import admission_text, joined
+from clinstack.notes.sections.find import admission_text, joined
 from clinstack.notes.splits import SPLITS
 from clinstack.notes.text_store import TextStore
 from clinstack.tasks import Task

@@ -20,7 +20,7 @@ from clinstack.tasks import Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clinstack.notes.datasheet import TaskDescriptions
+    from clinstack.notes.sheet.datasheet import TaskDescriptions
 
 Progress = Callable[[str, int, int], None]
 MEMORY_LIMIT = "1GB"
@@ -125,7 +125,7 @@ class PreparedFolder:
             target / "attrition.json", {"task": task.name, "steps": attrition.steps, "splits": summary, **facts}
         )
         if self._descriptions is None:
-            from clinstack.notes.datasheet import TaskDescriptions
+            from clinstack.notes.sheet.datasheet import TaskDescriptions
 
             self._descriptions = TaskDescriptions()
         self._descriptions.start(target)
@@ -156,7 +156,7 @@ class PreparedFolder:
 
     def describe(self) -> None:
         """Write the data sheet of a finished folder."""
-        from clinstack.notes.datasheet import write_datasheet
+        from clinstack.notes.sheet.datasheet import write_datasheet
 
         if self._finished:
             self.report("Writing the data sheet", 0, 1)
@@ -180,7 +180,7 @@ class ExamplesWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from clinstack.notes.sections import sections_type
+        from clinstack.notes.sections.find import sections_type
 
         label = pa.list_(pa.string()) if task.kind == "multilabel" else pa.int64()
         target.mkdir(parents=True)
@@ -211,7 +211,7 @@ class ExamplesWriter:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from clinstack.notes.sections import section_map
+        from clinstack.notes.sections.find import section_map
 
         table = pa.table(batch) if isinstance(batch, pa.RecordBatch) else batch
         if "sections" not in table.column_names:

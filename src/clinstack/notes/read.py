@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file
-from clinstack.notes.sections import SectionSpan
+from clinstack.notes.sections.find import SectionSpan
 from clinstack.notes.splits import assign_splits
 from clinstack.tasks import Task
 

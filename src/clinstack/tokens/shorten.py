@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Span(Protocol):
-    """A stretch of a text with the name of its section, such as `clinstack.notes.sections.SectionSpan`."""
+    """A stretch of a text with the name of its section, such as `clinstack.notes.sections.find.SectionSpan`."""
 
     @property
     def name(self) -> str | None:

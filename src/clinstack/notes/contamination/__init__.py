@@ -1,0 +1,1 @@
+"""Duplicates between splits, tasks and corpora, and phrases that give a label away."""

@@ -1,0 +1,1 @@
+"""Export to the Medical Event Data Standard."""

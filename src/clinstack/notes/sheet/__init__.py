@@ -1,0 +1,1 @@
+"""The data sheet beside each prepared folder."""

@@ -1,0 +1,1 @@
+"""Where rows come from: csv and Parquet files, databases; every value as text."""
