@@ -15,7 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clinstack import __version__
+from clinstack import (
+    __version__,
+    cli_prepared,  # noqa: F401  # its verbs join prepare_app
+)
 from clinstack.cli_prepare import prepare_app
 from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe

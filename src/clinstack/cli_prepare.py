@@ -14,6 +14,7 @@ from clinstack.errors import InputError
 
 prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
 console = Console()
+_VENTILATION = "Prolonged ventilation"
 
 
 def _list_traps(wanted: bool) -> None:
@@ -55,7 +56,7 @@ def prepare_cohort(
 
     if patients is None and notes is None:
         patients = 1000
-    with _bars() as update:
+    with bars() as update:
         rows = write_cohort(
             out, patients, seed, update,
             notes=notes, workers=workers, compress=gzip, traps=trap or (), split_lists=split_lists,
@@ -103,31 +104,60 @@ def prepare_mimic3(
         bool, typer.Option("--addenda-alone", help="Keep admissions with addenda and no report.")
     ] = False,
     ventilation: Annotated[
-        str, typer.Option(help="Ventilation from charted events, a table of durations, or a file of labels.")
+        str,
+        typer.Option(
+            help="Ventilation from charted events, a table of durations, or a file of labels.",
+            rich_help_panel=_VENTILATION,
+        ),
     ] = "events",
     ventilation_labels: Annotated[
-        Path | None, typer.Option(help="The file for --ventilation labels: HADM_ID, label.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The file for --ventilation labels: HADM_ID, label.",
+            show_default=False,
+            rich_help_panel=_VENTILATION,
+        ),
     ] = None,
-    ventilation_definition: Annotated[
-        str, typer.Option(help="span: first start to last end plus 6 hours; sum: of the durations.")
+    use_file_split: Annotated[
+        bool,
+        typer.Option(
+            "--use-file-split", help="Keep that file's split, which is by admission.", rich_help_panel=_VENTILATION
+        ),
+    ] = False,
+    ventilation_rule: Annotated[
+        str,
+        typer.Option(
+            help="span: first start to last end plus 6 hours; sum: of the durations.", rich_help_panel=_VENTILATION
+        ),
     ] = "span",
-    ventilation_days: Annotated[float, typer.Option(help="Days that make ventilation prolonged.")] = 7,
+    ventilation_days: Annotated[
+        float, typer.Option(help="Days that make ventilation prolonged.", rich_help_panel=_VENTILATION)
+    ] = 7,
     ventilation_text: Annotated[
-        str, typer.Option(help="admission: as the other tasks; before: notes written before ventilation.")
+        str,
+        typer.Option(
+            help="admission: as the other tasks; before: notes written before ventilation.",
+            rich_help_panel=_VENTILATION,
+        ),
     ] = "admission",
     ventilation_stays: Annotated[
-        str, typer.Option(help="first: ICU stay of an admission; all: each, as published.")
+        str,
+        typer.Option(help="first: ICU stay of an admission; all: each, as published.", rich_help_panel=_VENTILATION),
     ] = "first",
-    ventilation_exclusions: Annotated[
+    ventilation_without: Annotated[
         str | None,
-        typer.Option(help="Of head_neck_cancer, neuromuscular, burns, donors, with commas.", show_default="none"),
+        typer.Option(
+            help="Leave out head_neck_cancer, neuromuscular, burns, donors: those named, with commas.",
+            show_default="none",
+            rich_help_panel=_VENTILATION,
+        ),
     ] = None,
-    ventilation_minimum_days: Annotated[float, typer.Option(help="Days ventilated that an admission needs.")] = 0,
-    ventilation_early_note: Annotated[
-        bool, typer.Option("--ventilation-early-note", help="Need a nursing note within 48 hours.")
-    ] = False,
-    use_file_split: Annotated[
-        bool, typer.Option("--use-file-split", help="Keep the split in the file of labels, which is by admission.")
+    ventilation_minimum: Annotated[
+        float, typer.Option(help="Days ventilated that an admission needs.", rich_help_panel=_VENTILATION)
+    ] = 0,
+    ventilation_noted: Annotated[
+        bool,
+        typer.Option("--ventilation-noted", help="Need a nursing note within 48 hours.", rich_help_panel=_VENTILATION),
     ] = False,
 ) -> None:
     """MIMIC-III's tables, or the cohort's, to Notes and the five outcome tasks."""
@@ -146,18 +176,18 @@ def prepare_mimic3(
         VentilationOptions(
             source=ventilation,  # type: ignore[arg-type]
             file=ventilation_labels,
-            definition=ventilation_definition,  # type: ignore[arg-type]
+            definition=ventilation_rule,  # type: ignore[arg-type]
             days=ventilation_days,
             text=ventilation_text,  # type: ignore[arg-type]
             stays=ventilation_stays,  # type: ignore[arg-type]
-            exclusions=tuple(_listed(ventilation_exclusions) or ()),
-            minimum_days=ventilation_minimum_days,
-            early_note=ventilation_early_note,
+            exclusions=tuple(listed(ventilation_without) or ()),
+            minimum_days=ventilation_minimum,
+            early_note=ventilation_noted,
             use_file_split=use_file_split,
         ),
     )
-    with _bars() as update:
-        result = prepare(source, out, seed, text, _listed(tasks), minimum_count, update, options)  # type: ignore[arg-type]
+    with bars() as update:
+        result = prepare(source, out, seed, text, listed(tasks), minimum_count, update, options)  # type: ignore[arg-type]
     if result["synthetic"]:
         console.print("[yellow]Synthetic: everyone in these tables is invented.")
     _show_attrition(out)
@@ -169,7 +199,7 @@ def prepare_mimic3(
     console.print(f"Written to {escape(str(out))}; DATASHEET.md there describes it.")
 
 
-def _listed(words: str | None) -> list[str] | None:
+def listed(words: str | None) -> list[str] | None:
     return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
 
 
@@ -240,7 +270,7 @@ def prepare_mimic4(
         icd_procedure_map=icd_procedure_map,
         ventilation=ventilation,  # type: ignore[arg-type]
     )
-    with _bars() as update:
+    with bars() as update:
         result = prepare(source, out, options, notes_source, update)
     counts = result["counts"]
     console.print(
@@ -254,77 +284,6 @@ def prepare_mimic4(
     for name, reason in result["left_out"].items():
         console.print(f"[yellow]Left out: {name}: {escape(reason)}.")
     console.print(f"[yellow]{CONTAMINATION}.")
-    console.print(f"Written to {escape(str(out))}.")
-
-
-@prepare_app.command("datasheet")
-def prepare_datasheet(
-    data: Annotated[Path, typer.Argument(help="Folder written by clinstack prepare.")],
-    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json, or embedded.")] = "embedded",
-    small_cells: Annotated[int, typer.Option(help="Hide counts of people and labels below this; 1 shows all.")] = 10,
-) -> None:
-    """Write DATASHEET.md of a prepared folder again, with another tokenizer or other small cells."""
-    from clinstack.notes.sheet.datasheet import write_datasheet
-
-    with _bars() as update:
-        path = write_datasheet(data, tokenizer, small_cells=small_cells, progress=update)
-    console.print(f"Written: {escape(str(path))} and datasheet.json beside it.")
-
-
-@prepare_app.command("check")
-def prepare_check(
-    data: Annotated[Path, typer.Argument(help="Folder written by `clinstack prepare`.", show_default=False)],
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(help="Prepared folder whose notes a model is pretrained on; may be repeated.", show_default=False),
-    ] = None,
-    threshold: Annotated[float, typer.Option(help="Smallest similarity that is reported.")] = 0.8,
-    minimum_words: Annotated[int, typer.Option(help="Shorter texts are not compared.")] = 10,
-    drop: Annotated[
-        bool, typer.Option("--drop", help="Leave out the training side of what is found; test examples stay.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if something is found.")] = False,
-    json_line: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
-) -> None:
-    """Test examples repeated in training or pretraining, and phrases that give a label away."""
-    from clinstack.notes.contamination.check import check_prepared
-    from clinstack.notes.contamination.check_tables import contamination_tables, leakage_tables, summary_line
-
-    with _bars() as update:
-        report, leakage = check_prepared(data, against or [], threshold, drop, minimum_words, update)
-    for shown in (*contamination_tables(report), *leakage_tables(leakage)):
-        console.print(shown)
-    console.print(f"Written to {escape(str(data))}: contamination.json and leakage.json.")
-    if json_line:
-        typer.echo(summary_line(report, leakage))
-    if strict and report["total"]:
-        raise typer.Exit(1)
-
-
-@prepare_app.command("meds")
-def prepare_meds(
-    data: Annotated[Path, typer.Argument(help="Folder written by clinstack prepare, with admissions.parquet.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    task: Annotated[list[str] | None, typer.Option(help="A task to export, repeatable; all without it.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Finetune Run whose predictions to export.")] = None,
-    classes: Annotated[str, typer.Option(help="Of multilabel tasks: all, top:N in training, or codes.")] = "all",
-    prediction_time: Annotated[
-        str | None, typer.Option(help="admitted or discharged; by default as the texts were prepared.")
-    ] = None,
-) -> None:
-    """Export labels, and a Run's predictions, in the Medical Event Data Standard (MEDS)."""
-    from clinstack.notes.meds.export import export_meds
-
-    with _bars() as update:
-        result = export_meds(data, out, task, run, classes, prediction_time, update)
-    if result["synthetic"]:
-        console.print("[yellow]Synthetic: everyone in these tables is invented.")
-    for kind in ("tasks", "predictions"):
-        for name, facts in result[kind].items():
-            folders = f"; one folder for each of {len(facts['folders'])} classes" if "folders" in facts else ""
-            samples = ", ".join(f"{split} {count:,}" for split, count in facts["samples"].items())
-            console.print(f"  {kind}/{escape(name)}: {samples}{folders}")
-    console.print(f"Prediction time: {result['prediction_time']}. Subject ids: {escape(result['subject_ids'])}.")
     console.print(f"Written to {escape(str(out))}.")
 
 
@@ -362,7 +321,7 @@ def prepare_table(
         raise InputError("Name the folder to write with --out, or look first with --check.")
     from clinstack.notes.table.prepare import prepare_table as prepare
 
-    with _bars() as update:
+    with bars() as update:
         result = prepare(spec, out, update)
     _print_notes_and_attrition(result, out)
 
@@ -405,7 +364,7 @@ def prepare_fhir(
         charset=charset,
         synthetic=synthetic,
     )
-    with _bars() as update:
+    with bars() as update:
         result = prepare(source, out, options, update)
     for reason, count in result["counts"]["documents_skipped"].items():
         console.print(f"  skipped, {escape(reason)}: {count:,}")
@@ -439,7 +398,6 @@ def _print_counts(counts: dict[str, int], unit: str) -> None:
         console.print(f"  {name}: {count:,} {unit}")
 
 
-def _bars() -> Any:
-    from clinstack.engine.progress import named_bars
+def bars() -> Any:
 
     return named_bars()
