@@ -200,6 +200,7 @@ def prepare_mimic3(
 
 
 def listed(words: str | None) -> list[str] | None:
+    """Return words that stand with commas between them, None for none at all."""
     return None if words is None else [word.strip() for word in words.split(",") if word.strip()]
 
 
@@ -399,5 +400,7 @@ def _print_counts(counts: dict[str, int], unit: str) -> None:
 
 
 def bars() -> Any:
+    """Return the context of a display with one progress bar for each description."""
+    from clinstack.engine.progress import named_bars
 
     return named_bars()
