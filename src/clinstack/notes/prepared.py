@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,8 @@ class PreparedFolder:
 
     def finish_task(self, task: Task, attrition: Attrition, facts: dict[str, Any]) -> dict[str, int]:
         """Count what was written for a task and save its attrition."""
+        import pyarrow as pa
+
         target = self.folder / "examples" / task.name
         summary = {split: self._summary(target / f"{split}.parquet", task) for split in SPLITS}
         _write_json(
@@ -129,6 +132,7 @@ class PreparedFolder:
 
             self._descriptions = TaskDescriptions()
         self._descriptions.start(target)
+        pa.default_memory_pool().release_unused()
         return {split: content["rows"] for split, content in summary.items()}
 
     def _summary(self, path: Path, task: Task) -> dict[str, Any]:
@@ -173,7 +177,8 @@ class PreparedFolder:
 class ExamplesWriter:
     """Writes the examples of a task, each to the file of its split; columns as in the contract, and ``sections``.
 
-    Used as a context manager; nothing is kept in memory but the batch that is written.
+    Used as a context manager; nothing is kept in memory but the batch that is written, which is compressed while the
+    caller makes the next one.
     """
 
     def __init__(self, target: Path, task: Task) -> None:
@@ -198,16 +203,31 @@ class ExamplesWriter:
         self._writers = {
             split: pq.ParquetWriter(target / f"{split}.parquet", self.schema, compression="zstd") for split in SPLITS
         }
+        self._worker = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> ExamplesWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        try:
+            self._wait()
+        finally:
+            self._worker.shutdown()
+            for writer in self._writers.values():
+                writer.close()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
         """Write rows with the columns of the contract and ``split``; ``sections`` is found in the text if missing."""
+        self._wait()
+        self._pending = self._worker.submit(self._write, batch)
+
+    def _write(self, batch: pa.RecordBatch | pa.Table) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 

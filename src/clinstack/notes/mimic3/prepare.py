@@ -230,10 +230,13 @@ def _build(
 ) -> dict[str, Any]:
     """Read the notes once, then write splits, notes and tasks; return the counts."""
     from clinstack.notes.mimic3.notes_table import NotesTable
+    from clinstack.notes.mimic3.official.labels import read_official_codes
     from clinstack.notes.mimic3.summaries import read_summaries
     from clinstack.notes.mimic3.tasks import write_default_tasks, write_official_tasks
     from clinstack.notes.text_store import TextStore
 
+    # Before the notes, while little else is in memory.
+    codes = read_official_codes(prepared.connection, tables, chosen) if options.compat else {}
     notes = NotesTable(prepared, options.keep_errors) if options.notes else None
     with TextStore(prepared.scratch / "raw.bin") as raw:
         summaries = read_summaries(tables, raw, notes.add if notes else None)
@@ -247,7 +250,16 @@ def _build(
         if options.compat:
             export = prepared.scratch / "export" if options.export_csv else None
             counts["examples"] = write_official_tasks(
-                prepared, tables, summaries, raw, split_of, chosen, text == "admission", export, options.ventilation
+                prepared,
+                tables,
+                codes,
+                summaries,
+                raw,
+                split_of,
+                chosen,
+                text == "admission",
+                export,
+                options.ventilation,
             )
         else:
             counts["examples"] = write_default_tasks(

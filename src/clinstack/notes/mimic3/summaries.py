@@ -99,4 +99,5 @@ def read_summaries(
             every_note(batch, rows.numbers)
         whole = Rows(batch, rows.numbers)
         summaries.add(take(whole, pc.match_substring(batch.column("CATEGORY"), DISCHARGE_SUMMARY)), store)
+    pa.default_memory_pool().release_unused()
     return summaries

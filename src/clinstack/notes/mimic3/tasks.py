@@ -26,6 +26,7 @@ from clinstack.notes.mimic3.changes import Changes, compare_codes, compare_texts
 from clinstack.notes.mimic3.official.admission_text import official_mortality_text
 from clinstack.notes.mimic3.official.build import OfficialBuilder
 from clinstack.notes.mimic3.official.labels import (
+    OfficialCodes,
     diagnosis_groups,
     length_of_stay_labels,
     official_admissions,
@@ -49,6 +50,7 @@ _BATCH = 512
 def write_official_tasks(
     prepared: PreparedFolder,
     tables: SourceTables,
+    codes: dict[str, OfficialCodes],
     summaries: Summaries,
     raw: TextStore,
     split_of: dict[int, str],
@@ -67,7 +69,7 @@ def write_official_tasks(
         report = partial(prepared.report, "Reading discharge summaries")
         texts = official_texts(rows, summaries, raw, store, admission_only, attrition, report)
         builder = OfficialBuilder(
-            prepared, tables, admissions, texts, store, split_of, admission_only, export, ventilation
+            prepared, tables, admissions, codes, texts, store, split_of, admission_only, export, ventilation
         )
         counts = {}
         for done, name in enumerate(chosen):

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 
-BLOCK = 4 * 1024 * 1024
-"""Bytes read at a time, after decompression."""
+BLOCK = 3 * 1024 * 1024
+"""Bytes read at a time, after decompression; of a small file less."""
 _LONGEST_ROW = 512 * 1024 * 1024
 _QUOTE, _NEWLINE, _RETURN, _COMMA = b'"'[0], b"\n"[0], b"\r"[0], b","[0]
 _AGAIN = "download or export it again"
@@ -97,6 +97,14 @@ class CsvRows:
                 f"{self.path} is a damaged or truncated gzip file (after row {self.rows:,}); {_AGAIN}."
             ) from None
 
+    def _read_block(self, file: BinaryIO, size: int) -> tuple[bytes, NDArray[np.int64]]:
+        """Return the next bytes and where quotes stand in them."""
+        block = self._read(file, size)
+        return block, _quotes(block)
+
+    def _block_size(self) -> int:
+        return BLOCK if self._raw is None else min(BLOCK, max(BLOCK // 8, self.path.stat().st_size // 64, 1))
+
     def _read_header(self, file: BinaryIO) -> tuple[list[str], bytes]:
         """Return the column names and what was read beyond them."""
         start = b""
@@ -136,18 +144,21 @@ class CsvRows:
         self.rows = 0
         with self._opened() as file, ThreadPoolExecutor(1) as reader:
             self.header, pending = self._read_header(file)
-            # The next block is read, and decompressed, while this one is parsed.
-            ahead = reader.submit(self._read, file, BLOCK)
+            waiting = _quotes(pending)
+            size = self._block_size()
+            # The next block is read, decompressed and searched for quotes while this one is parsed.
+            ahead = reader.submit(self._read_block, file, size)
             while True:
-                block = ahead.result()
+                block, found = ahead.result()
                 if block:
-                    ahead = reader.submit(self._read, file, BLOCK)
+                    ahead = reader.submit(self._read_block, file, size)
                 elif pending and not pending.endswith(b"\n"):
                     pending += b"\n"
                 buffer = pending + block
                 if not buffer:
                     break
-                ends = self._row_ends(buffer, at_end=not block)
+                quotes = np.concatenate([waiting, found + len(pending)])
+                ends = self._row_ends(buffer, quotes, at_end=not block)
                 done = int(ends[-1]) + 1 if len(ends) else 0
                 if done:
                     self._check_encoding(buffer, ends, done)
@@ -155,6 +166,7 @@ class CsvRows:
                         yield rows
                     self.rows += len(ends)
                 pending = buffer[done:]
+                waiting = quotes[np.searchsorted(quotes, done) :] - done
                 if len(pending) > _LONGEST_ROW:
                     self._broken(self.rows + 1, "is longer than 512 MiB; a quote is probably never closed")
                 if self._progress and self._raw:
@@ -165,10 +177,9 @@ class CsvRows:
             self.digest = self._raw.digest()
             self._raw.close()
 
-    def _row_ends(self, buffer: bytes, at_end: bool) -> NDArray[np.int64]:
+    def _row_ends(self, buffer: bytes, quotes: NDArray[np.int64], at_end: bool) -> NDArray[np.int64]:
         """Return where the rows of a buffer end: line feeds outside quotes. The buffer begins with a row."""
         bytes_ = np.frombuffer(buffer, dtype=np.uint8)
-        quotes = np.flatnonzero(bytes_ == _QUOTE)
         if not len(quotes):
             return np.flatnonzero(bytes_ == _NEWLINE)
         opening, closing = quotes[0::2], quotes[1::2]
@@ -314,6 +325,10 @@ class _HashedFile(io.FileIO):
 
     def digest(self) -> str:
         return "sha256:" + self._hash.hexdigest()
+
+
+def _quotes(block: bytes) -> NDArray[np.int64]:
+    return np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == _QUOTE)
 
 
 def _positions(buffer: bytes, words: bytes, stop: int) -> NDArray[np.int64]:

@@ -149,6 +149,7 @@ class SourceTables:
             self.connection.register("new_rows", pa.table(batch))
             self.connection.execute(f"INSERT INTO {table} SELECT * FROM new_rows{condition}")
             self.connection.unregister("new_rows")
+        pa.default_memory_pool().release_unused()
 
     def place(self, table: str) -> str:
         """Return what to call a table in a message."""

@@ -17,10 +17,8 @@ from clinstack.notes.mimic3.official.admission_text import DEATH_RULES, official
 from clinstack.notes.mimic3.official.export import FILES, export_codes, export_rows
 from clinstack.notes.mimic3.official.labels import (
     AdmissionFacts,
-    diagnosis_groups,
+    OfficialCodes,
     length_of_stay_labels,
-    official_codes,
-    procedure_groups,
     shuffled,
 )
 from clinstack.notes.mimic3.official.texts import OfficialAdmission
@@ -61,6 +59,8 @@ class OfficialBuilder:
         Opened; the connection of ``prepared`` has ADMISSIONS and the tables of codes.
     admissions : dict
         From `official_admissions`.
+    codes : dict of str to OfficialCodes
+        Of the tasks that have codes, from `read_official_codes`.
     texts : list of OfficialAdmission
         From `official_texts`.
     store : TextStore
@@ -78,6 +78,7 @@ class OfficialBuilder:
     prepared: PreparedFolder
     tables: SourceTables
     admissions: dict[int, AdmissionFacts]
+    codes: dict[str, OfficialCodes]
     texts: list[OfficialAdmission]
     store: TextStore
     split_of: dict[int, str]
@@ -164,9 +165,7 @@ class OfficialBuilder:
         return self._codes("procedures", "PROCEDURES_ICD", attrition)
 
     def _codes(self, name: str, table: str, attrition: Attrition) -> tuple[list[LabelledText], Task, dict[str, Any]]:
-        group = diagnosis_groups if name == "diagnoses" else procedure_groups
-        columns = len(self.tables.reader(table).columns)
-        codes = official_codes(self.prepared.connection, table, columns, group, ("HADM_ID", "SUBJECT_ID"))
+        codes = self.codes[name]
         if not codes.classes:
             raise InputError(f"{self.tables.place(table)} holds no code; {name} has nothing to predict.")
         by_hadm = {item.hadm: item for item in self.texts}

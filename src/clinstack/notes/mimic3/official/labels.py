@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.notes.mimic3.official.pandas_types import guessed, guessed_words
+from clinstack.notes.mimic3.options import CODE_TABLES
+from clinstack.notes.sources.source_tables import SourceTables
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def official_codes(
     query = f"SELECT {', '.join(keys)}, ICD9_CODE FROM {table} ORDER BY rowid"
     rows = connection.cursor().sql(query).to_arrow_table()
     words = guessed_words(rows["ICD9_CODE"].combine_chunks(), columns)
-    rows = rows.filter(words.is_valid())
+    rows = rows.select(list(keys)).filter(words.is_valid())
     shorts = group(words.filter(words.is_valid())).dictionary_encode()
+    del words
     index = shorts.indices.to_numpy().astype(np.int64)
     numbers = [rows[key].fill_null(0).to_numpy() for key in keys]
     known = np.logical_and.reduce([rows[key].is_valid().to_numpy() for key in keys])
@@ -127,6 +130,7 @@ def official_codes(
     pairs = numbers[0] * (len(shorts.dictionary) + 1) + index
     pairs[~rows[keys[0]].is_valid().to_numpy()] = -1
     first = np.unique(pairs, return_index=True)[1]
+    del pairs, rows
     first = first[known[first]]
     order = first[np.lexsort([first, *(number[first] for number in reversed(numbers))])]
     new = np.ones(len(order), bool)
@@ -136,6 +140,24 @@ def official_codes(
     offsets = pa.array(np.append(begins, len(order)), pa.int32())
     lists = pa.ListArray.from_arrays(offsets, shorts.dictionary.take(pa.array(index[order])).cast(pa.string()))
     return OfficialCodes(numbers[0][order][begins], pc.binary_join(lists, ","), shorts.dictionary.to_pylist())
+
+
+def read_official_codes(connection: Any, tables: SourceTables, chosen: Sequence[str]) -> dict[str, OfficialCodes]:
+    """Return the codes of the chosen tasks that have codes."""
+    groups = {"diagnoses": diagnosis_groups, "procedures": procedure_groups}
+    found = {
+        name: official_codes(
+            connection,
+            CODE_TABLES[name],
+            len(tables.reader(CODE_TABLES[name]).columns),
+            group,
+            ("HADM_ID", "SUBJECT_ID"),
+        )
+        for name, group in groups.items()
+        if name in chosen
+    }
+    pa.default_memory_pool().release_unused()
+    return found
 
 
 def shuffled(rows: Sequence[Any], seed: int) -> list[Any]:
