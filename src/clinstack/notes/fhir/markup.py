@@ -119,7 +119,7 @@ def html_charset(data: bytes) -> str | None:
 
 _FIELD = re.compile(r"\\field(?=\s*\{)")
 _UNICODE = re.compile(r"\\u(-?\d{1,10})")
-_WITHOUT_NUMBER = re.compile(r"\\(?:uc|bin)(?!-?\d)[ ]?")
+_WITHOUT_NUMBER = re.compile(r"\\(?:uc(?!-?\d)|bin(?!\d))[ ]?")
 _FOREIGN_CHARSET = re.compile(r"\\fcharset(?:7[89]|8\d)(?!\d)")
 _CODE_PAGE = re.compile(r"\\ansicpg(\d*)")
 
