@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
-from clinstack.notes.mimic4 import notes as mimic4_notes
+from clinstack.notes import prepared as prepared_folders
 from clinstack.notes.mimic4 import prepare as mimic4
 from clinstack.notes.mimic4 import texts as mimic4_texts
 from clinstack.notes.mimic4.icd import CodeBook, IcdMap, category, read_as_number
@@ -430,7 +430,7 @@ def test_output_is_the_same_again_and_in_small_batches_by_several_processes(
     assert all(done == total for done, total in last.values())
     monkeypatch.setattr(mimic4_texts, "_BATCH", 2)
     monkeypatch.setattr(mimic4_texts, "_WORTH_PROCESSES", 1)
-    monkeypatch.setattr(mimic4_notes, "_BATCH", 3)
+    monkeypatch.setattr(prepared_folders, "_ROW_GROUP", 3)
     prepare_mimic4(source, tmp_path / "batches", options(tasks=["mortality"]))
     for file in ("notes/notes.parquet", "examples/mortality/train.parquet"):
         assert pq.read_table(tmp_path / "batches" / file).equals(pq.read_table(prepared / file))

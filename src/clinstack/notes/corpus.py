@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.cleaning import clean_texts
 from clinstack.notes.death_mentions import RULES, death_rule, without_charted_death
-from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
+from clinstack.notes.prepared import NOTES_COLUMNS, ExamplesWriter, PreparedFolder
 from clinstack.notes.sections.find import admission_text, joined
 from clinstack.notes.splits import SPLITS
 from clinstack.notes.text_store import TextStore
@@ -27,18 +26,7 @@ from clinstack.tasks import Task
 Key = Literal["note_id", "encounter_id", "patient_id"]
 KEY_WORDS: dict[Key, str] = {"note_id": "notes", "encounter_id": "encounters", "patient_id": "patients"}
 _ROW_GROUP = 2048
-_NOTES_SCHEMA = pa.schema(
-    [
-        ("note_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("encounter_id", pa.string()),
-        ("charttime", pa.timestamp("us")),
-        ("note_type", pa.string()),
-        ("text", pa.string()),
-        ("source", pa.string()),
-    ]
-)
-COLUMNS = ("row", *_NOTES_SCHEMA.names[:-1])
+COLUMNS = ("row", *NOTES_COLUMNS[:-1])
 """Of the batches that `Corpus.add` takes; ``row`` says where a note stood in its source."""
 
 
@@ -117,22 +105,11 @@ class Corpus:
     def write_notes(self, source: str) -> int:
         """Write ``notes.parquet`` of the patients in ``splits``, by patient and time; return the number of notes."""
         total = self._value("SELECT count(*) FROM corpus SEMI JOIN splits USING (patient_id) WHERE kept")
-        target = self.folder.folder / "notes" / "notes.parquet"
-        target.parent.mkdir()
-        done = 0
-        self.folder.report("Writing notes", 0, total)
         query = (
-            "SELECT note_id, patient_id, encounter_id, charttime, note_type, number FROM corpus "
+            "SELECT note_id, patient_id, encounter_id, charttime, note_type, number AS place FROM corpus "
             "SEMI JOIN splits USING (patient_id) WHERE kept ORDER BY patient_id, charttime, row"
         )
-        with pq.ParquetWriter(target, _NOTES_SCHEMA, compression="zstd") as writer:
-            for batch in self.connection.cursor().sql(query).to_arrow_reader(_ROW_GROUP):
-                texts = pa.array([self._store.text(number) for number in batch["number"].to_pylist()], pa.string())
-                table = pa.table(batch).drop_columns("number").append_column("text", texts)
-                table = table.append_column("source", pa.array([source] * table.num_rows, pa.string()))
-                writer.write_table(table.select(_NOTES_SCHEMA.names).cast(_NOTES_SCHEMA))
-                done += table.num_rows
-                self.folder.report("Writing notes", done, total)
+        self.folder.write_notes(query, total, self._store, source)
         return total
 
     def join_texts(

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from clinstack.notes.sheet.datasheet import TaskDescriptions
+    from clinstack.notes.text_store import TextStore
 
 Progress = Callable[[str, int, int], None]
 MEMORY_LIMIT = "1GB"
 """Of DuckDB, which spills to disk beyond it; with Arrow's batches a builder stays below 2 GiB."""
+NOTES_COLUMNS = ("note_id", "patient_id", "encounter_id", "charttime", "note_type", "text", "source")
+"""Of the table of notes."""
 _ROW_GROUP = 2048
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = ("No space left", "Disk quota exceeded", "File too large", "max_temp_directory_size")
@@ -78,9 +81,43 @@ class PreparedFolder:
         self.connection.unregister("new_splits")
         return {name: sum(value == name for value in split.values()) for name in SPLITS}
 
-    def write_notes(self, query: str) -> None:
-        """Write ``notes/notes.parquet`` from a query with the columns of the contract, in the query's order."""
-        self.copy(query, self.folder / "notes" / "notes.parquet")
+    def write_notes(self, query: str, total: int, store: TextStore, source: str) -> None:
+        """Write ``notes/notes.parquet``.
+
+        Parameters
+        ----------
+        query : str
+            Yields ``note_id, patient_id, encounter_id, charttime, note_type`` and ``place``, the number of the text in
+            ``store``, in the order to write.
+        total : int
+            Rows of the query.
+        store : TextStore
+            Has the texts.
+        source : str
+            For the column of that name.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / "notes" / "notes.parquet"
+        path.parent.mkdir()
+        schema = pa.schema(
+            [(name, pa.timestamp("us") if name == "charttime" else pa.string()) for name in NOTES_COLUMNS]
+        )
+        done = 0
+        self.report("Writing notes", 0, total)
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in self.connection.cursor().sql(query).to_arrow_reader(_ROW_GROUP):
+                table = pa.table(
+                    {
+                        **{name: batch.column(name) for name in NOTES_COLUMNS[:5]},
+                        "text": store.array(batch.column("place").to_pylist()),
+                        "source": pa.array([source] * batch.num_rows, pa.string()),
+                    }
+                )
+                writer.write_table(table.cast(schema))
+                done += batch.num_rows
+                self.report("Writing notes", done, total)
 
     def write_admissions(self, query: str) -> None:
         """Write ``admissions.parquet``: who was admitted, for the data sheet and for prediction times."""

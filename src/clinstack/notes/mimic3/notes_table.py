@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clinstack.notes.cleaning import clean_texts
 from clinstack.notes.mimic3.summaries import is_error
 from clinstack.notes.prepared import PreparedFolder
 from clinstack.notes.text_store import TextStore
-
-_BATCH = 4096
 
 
 class NotesTable:
@@ -121,7 +117,11 @@ class NotesTable:
         shared = execute(
             "SELECT count(*) FROM (SELECT hash FROM kept_notes GROUP BY hash HAVING count(DISTINCT subject) > 1)"
         ).fetchone()[0]
-        self._write_texts(source, kept)
+        query = (
+            "SELECT place, note::VARCHAR AS note_id, subject::VARCHAR AS patient_id, hadm::VARCHAR AS encounter_id, "
+            "charttime, category AS note_type FROM kept_notes ORDER BY subject, charttime, note"
+        )
+        self._prepared.write_notes(query, kept, self._store, source)
         self._store.__exit__()
         filled = len(self._store)
         return {
@@ -133,37 +133,3 @@ class NotesTable:
             "notes": kept,
             "texts_shared_by_patients": shared,
         }
-
-    def _write_texts(self, source: str, total: int) -> None:
-        path = self._prepared.folder / "notes" / "notes.parquet"
-        path.parent.mkdir(parents=True)
-        schema = pa.schema(
-            [
-                ("note_id", pa.string()),
-                ("patient_id", pa.string()),
-                ("encounter_id", pa.string()),
-                ("charttime", pa.timestamp("us")),
-                ("note_type", pa.string()),
-                ("text", pa.string()),
-                ("source", pa.string()),
-            ]
-        )
-        rows: Any = (
-            self._cursor.cursor()
-            .sql(
-                "SELECT place, note::VARCHAR AS note_id, subject::VARCHAR AS patient_id, "
-                "hadm::VARCHAR AS encounter_id, charttime, category AS note_type "
-                "FROM kept_notes ORDER BY subject, charttime, note"
-            )
-            .to_arrow_reader(_BATCH)
-        )
-        done = 0
-        self._prepared.report("Writing notes", 0, total)
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in rows:
-                texts = self._store.array(batch.column("place").to_pylist())
-                columns = [batch.column(name) for name in schema.names[:5]]
-                table = pa.table([*columns, texts, [source] * len(texts)], names=schema.names)
-                writer.write_table(table.cast(schema))
-                done += len(texts)
-                self._prepared.report("Writing notes", done, total)

@@ -11,7 +11,6 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
 from clinstack.notes.cleaning import clean_texts
@@ -31,18 +30,6 @@ _COLUMNS = {
     "text": "VARCHAR",
 }
 _ADDENDA = pa.array(["AD", "AR"])
-_BATCH = 2048
-_SCHEMA = pa.schema(
-    [
-        ("note_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("encounter_id", pa.string()),
-        ("charttime", pa.timestamp("us")),
-        ("note_type", pa.string()),
-        ("text", pa.string()),
-        ("source", pa.string()),
-    ]
-)
 
 
 class Mimic4Notes:
@@ -176,19 +163,8 @@ class Mimic4Notes:
 
     def write(self) -> None:
         """Write ``notes.parquet`` from ``kept_notes``, by patient and time."""
-        target = self.folder.folder / "notes" / "notes.parquet"
-        target.parent.mkdir()
         total = self.connection.execute("SELECT count(*) FROM kept_notes").fetchall()[0][0]
-        done = 0
-        self.folder.report("Writing notes", 0, total)
-        with pq.ParquetWriter(target, _SCHEMA, compression="zstd") as writer:
-            for batch in self.connection.cursor().sql(_NOTES).to_arrow_reader(_BATCH):
-                texts = pa.array([self.store.text(place) for place in batch.column("place").to_pylist()], pa.string())
-                source = pa.array(["mimic4"] * batch.num_rows, pa.string())
-                columns = [batch.column(name) for name in _SCHEMA.names[:5]]
-                writer.write_table(pa.table([*columns, texts, source], names=_SCHEMA.names).cast(_SCHEMA))
-                done += batch.num_rows
-                self.folder.report("Writing notes", done, total)
+        self.folder.write_notes(_NOTES, total, self.store, "mimic4")
 
 
 def refuse_nulls(rows: Rows, values: pa.Array, column: str, place: str) -> None:
