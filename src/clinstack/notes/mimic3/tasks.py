@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -271,74 +272,76 @@ def write_default_tasks(
 def _write(
     prepared: PreparedFolder, texts: AdmissionTexts, labelled: list[_Labelled], changes: Changes
 ) -> dict[str, dict[str, int]]:
-    """Write all tasks in one pass over the texts."""
+    """Write all tasks in one pass over the texts, then what became of their rows."""
+    told = _write_examples(prepared, texts, labelled)
+    counts = {}
+    for item in labelled:
+        name = item.task.name
+        if name != "mortality":
+            changes.note(name, "deaths_told", told[name])
+        # Those without a text here have none of any task's examples: which tasks they would have had is not asked.
+        without = set().union(*changes.everywhere.values()) - texts.text.keys()
+        outside = changes.everywhere.get("patients_in_no_list", set()) & texts.text.keys()
+        concerned = set() if item.own_texts else set(item.label) | without | outside
+        item.facts["changes"] = changes.rows(name, concerned)
+        counts[name] = prepared.finish_task(item.task, item.attrition, item.facts)
+    return {name: {split: rows[split] for split in SPLITS} for name, rows in counts.items()}
+
+
+def _write_examples(prepared: PreparedFolder, texts: AdmissionTexts, labelled: list[_Labelled]) -> dict[str, set[int]]:
+    """Write the examples; return the admissions of each task whose text tells the patient's death."""
     execute = prepared.connection.execute
     patient = dict(execute("SELECT hadm, subject FROM grown").fetchall())
     split_of = dict(execute("SELECT patient_id, split FROM splits").fetchall())
     maps = pa.chunked_array(texts.maps, type=sections_type())
     place_of = {hadm: place for place, hadm in enumerate(texts.hadm)}
-    writers = {
-        item.task.name: ExamplesWriter(prepared.folder / "examples" / item.task.name, item.task) for item in labelled
-    }
-    told: dict[str, set[int]] = {item.task.name: set() for item in labelled if item.task.name != "mortality"}
+    told: dict[str, set[int]] = {item.task.name: set() for item in labelled}
     admissions = sorted(place_of.keys() | {hadm for item in labelled for hadm in item.label})
-    for start in range(0, len(admissions), _BATCH):
-        part = admissions[start : start + _BATCH]
-        common = [texts.store.text(texts.text[hadm]) if hadm in place_of else "" for hadm in part]
-        spans = maps.take(pa.array([place_of.get(hadm) for hadm in part], pa.int64())).combine_chunks()
-        for item in labelled:
-            places = [place for place, hadm in enumerate(part) if hadm in item.label]
-            hadm = [part[place] for place in places]
-            own = [item.text.get(number) for number in hadm]
-            rows = [
-                common[place] if number is None else texts.store.text(number)
-                for place, number in zip(places, own, strict=True)
-            ]
-            if item.task.name in told:
+    with ExitStack() as stack:
+        examples = prepared.folder / "examples"
+        writers = [stack.enter_context(ExamplesWriter(examples / item.task.name, item.task)) for item in labelled]
+        for start in range(0, len(admissions), _BATCH):
+            part = admissions[start : start + _BATCH]
+            common = [texts.store.text(texts.text[hadm]) if hadm in place_of else "" for hadm in part]
+            spans = maps.take(pa.array([place_of.get(hadm) for hadm in part], pa.int64())).combine_chunks()
+            for item, writer in zip(labelled, writers, strict=True):
+                places = [place for place, hadm in enumerate(part) if hadm in item.label]
+                hadm = [part[place] for place in places]
+                own = [item.text.get(number) for number in hadm]
+                rows = [
+                    common[place] if number is None else texts.store.text(number)
+                    for place, number in zip(places, own, strict=True)
+                ]
                 told[item.task.name] |= {
                     number for number, text in zip(hadm, rows, strict=True) if may_tell_death(text) and death_rule(text)
                 }
-            sections = spans.take(pa.array(places, pa.int64()))
-            if any(number is not None for number in own):
-                sections = pa.array(
-                    [
-                        span if number is None else _spans(text)
-                        for span, number, text in zip(sections.to_pylist(), own, rows, strict=True)
-                    ],
-                    sections_type(),
+                sections = spans.take(pa.array(places, pa.int64()))
+                if any(number is not None for number in own):
+                    sections = pa.array(
+                        [
+                            span if number is None else _spans(text)
+                            for span, number, text in zip(sections.to_pylist(), own, rows, strict=True)
+                        ],
+                        sections_type(),
+                    )
+                ids = [str(number) for number in hadm]
+                patients = [str(patient[number]) for number in hadm]
+                splits = [item.split.get(number) or split_of[name] for number, name in zip(hadm, patients, strict=True)]
+                writer.write(
+                    pa.table(
+                        {
+                            "example_id": pa.array(ids, pa.string()),
+                            "patient_id": pa.array(patients, pa.string()),
+                            "encounter_id": pa.array(ids, pa.string()),
+                            "text": pa.array(rows, pa.string()),
+                            "label": pa.array([item.label[number] for number in hadm], label_type(item.task)),
+                            "sections": sections,
+                            "split": pa.array(splits, pa.string()),
+                        }
+                    )
                 )
-            ids = [str(number) for number in hadm]
-            writers[item.task.name].write(
-                pa.table(
-                    {
-                        "example_id": pa.array(ids, pa.string()),
-                        "patient_id": pa.array([str(patient[number]) for number in hadm], pa.string()),
-                        "encounter_id": pa.array(ids, pa.string()),
-                        "text": pa.array(rows, pa.string()),
-                        "label": pa.array([item.label[number] for number in hadm], label_type(item.task)),
-                        "sections": sections,
-                        "split": pa.array(
-                            [item.split.get(number) or split_of[str(patient[number])] for number in hadm], pa.string()
-                        ),
-                    }
-                )
-            )
-        prepared.report("Writing tasks", start + len(part), len(admissions))
-    counts = {}
-    for item in labelled:
-        name = item.task.name
-        writers[name].__exit__()
-        if name in told:
-            changes.note(name, "deaths_told", told[name])
-        # Those without a text here have none of any task's examples: which tasks they would have had is not asked.
-        without = set().union(*changes.everywhere.values()) - texts.text.keys()
-        outside = changes.everywhere.get("patients_in_no_list", set())
-        concerned = set(item.label) | without | (outside & place_of.keys())
-        if item.own_texts:
-            concerned = set()
-        item.facts["changes"] = changes.rows(name, concerned)
-        counts[name] = prepared.finish_task(item.task, item.attrition, item.facts)
-    return {name: {split: rows[split] for split in SPLITS} for name, rows in counts.items()}
+            prepared.report("Writing tasks", start + len(part), len(admissions))
+    return told
 
 
 def label_type(task: Task) -> pa.DataType:
