@@ -405,6 +405,13 @@ def test_a_directory_is_never_absent_where_the_system_can_exchange(
     assert names(tmp_path) == ["stack"]
 
 
+def test_parents_made_for_a_directory_go_when_it_fails(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "mine", "stays")
+    with pytest.raises(KeyboardInterrupt), replacing_directory(tmp_path / "a" / "b" / "c" / "d"):
+        raise KeyboardInterrupt
+    assert names(tmp_path / "a") == ["mine"]
+
+
 def test_recovering_keeps_the_new_directory_where_it_is_in_place(tmp_path: Path) -> None:
     write_text(tmp_path / "stack" / "a", "new")
     write_text(tmp_path / ".stack.old" / "a", "old")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,11 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
     Where the system can exchange two directories in one step, ``path`` is the old or the new one at any moment. Where
     it cannot, ``path`` is absent for an instant, and a process killed in it leaves the old directory as
-    ``.<name>.old``; `recover_directory` puts it back.
+    ``.<name>.old``; `recover_directory` puts it back. When the block fails, parents that had to be made go again.
     """
     if path.is_symlink():
         path = path.resolve()  # the directory is replaced, and the link stays
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     recover_directory(path)
     temporary = path.with_name(f".{path.name}.partial")
@@ -68,6 +69,10 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists():
+            for parent in made:
+                with suppress(OSError):  # what is not empty stays
+                    parent.rmdir()
 
 
 def _exchange(one: Path, other: Path) -> bool:
