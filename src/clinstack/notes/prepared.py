@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clinstack import __version__
 from clinstack.errors import InputError
-from clinstack.files import read_json, replacing_directory
+from clinstack.files import read_json, replacing_directory, write_json
 from clinstack.notes.attrition import Attrition
 from clinstack.notes.splits import SPLITS, assign_splits
 from clinstack.tasks import Task
@@ -161,9 +160,7 @@ class PreparedFolder:
 
         target = self.folder / "examples" / task.name
         summary = {split: self._summary(target / f"{split}.parquet", task) for split in SPLITS}
-        _write_json(
-            target / "attrition.json", {"task": task.name, "steps": attrition.steps, "splits": summary, **facts}
-        )
+        write_json(target / "attrition.json", {"task": task.name, "steps": attrition.steps, "splits": summary, **facts})
         if self._descriptions is None:
             from clinstack.notes.sheet.datasheet import TaskDescriptions
 
@@ -191,7 +188,7 @@ class PreparedFolder:
         ``facts`` names at least ``source`` and ``synthetic``.
         """
         content = {**facts, "clinstack": __version__}
-        _write_json(self.folder / "prepare.json", content)
+        write_json(self.folder / "prepare.json", content)
         self._finished = True
         return content
 
@@ -268,14 +265,11 @@ class ExamplesWriter:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from clinstack.notes.sections.find import section_map
+        from clinstack.notes.sections.find import section_map, section_rows
 
         table = pa.table(batch) if isinstance(batch, pa.RecordBatch) else batch
         if "sections" not in table.column_names:
-            maps = [
-                [{"name": span.name, "start": span.start, "end": span.end} for span in section_map(text)]
-                for text in table["text"].to_pylist()
-            ]
+            maps = [section_rows(section_map(text)) for text in table["text"].to_pylist()]
             table = table.append_column("sections", pa.array(maps, self.schema.field("sections").type))
         present = pc.unique(table["split"]).to_pylist()
         for split in present:
@@ -356,7 +350,3 @@ def is_synthetic_source(source: Path) -> bool:
 def quoted(path: Path | str) -> str:
     """Return a path as it stands between single quotes in SQL."""
     return str(path).replace("'", "''")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from clinstack.notes.sections.find import (
     admission_sections,
     admission_text_with_map,
     section_map,
+    section_rows,
     sections_type,
 )
 from clinstack.notes.sections.headers import ADMISSION_SECTIONS
@@ -200,7 +201,7 @@ def _cut(
     done = 0
     with _mapper(len(admissions)) as mapper:
         for cuts in mapper(batches(), admission_only):
-            spans = list[list[dict[str, object]]]()
+            spans = list[list[dict[str, str | int | None]]]()
             for hadm, cut in zip(admissions[done : done + len(cuts)], cuts, strict=True):
                 result.other_sections |= {hadm} if cut.other_sections else set()
                 result.brackets |= {hadm} if cut.brackets else set()
@@ -210,7 +211,7 @@ def _cut(
                 result.gained |= set() if cut.official else {hadm}
                 result.hadm.append(hadm)
                 result.text[hadm] = result.store.add(cut.text.encode())
-                spans.append([{"name": span.name, "start": span.start, "end": span.end} for span in cut.spans])
+                spans.append(section_rows(cut.spans))
             result.maps.append(pa.array(spans, sections_type()))
             done += len(cuts)
             prepared.report("Reading discharge summaries", done, len(admissions))

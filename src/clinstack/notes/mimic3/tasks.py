@@ -37,7 +37,7 @@ from clinstack.notes.mimic3.official.texts import official_rows, official_texts
 from clinstack.notes.mimic3.options import CODE_TABLES, Mimic3Options
 from clinstack.notes.mimic3.summaries import Summaries
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
-from clinstack.notes.sections.find import section_map, sections_type
+from clinstack.notes.sections.find import section_map, section_rows, sections_type
 from clinstack.notes.sources.source_tables import SourceTables
 from clinstack.notes.splits import SPLITS
 from clinstack.notes.text_store import TextStore
@@ -319,7 +319,7 @@ def _write_examples(prepared: PreparedFolder, texts: AdmissionTexts, labelled: l
                 if any(number is not None for number in own):
                     sections = pa.array(
                         [
-                            span if number is None else _spans(text)
+                            span if number is None else section_rows(section_map(text))
                             for span, number, text in zip(sections.to_pylist(), own, rows, strict=True)
                         ],
                         sections_type(),
@@ -347,7 +347,3 @@ def _write_examples(prepared: PreparedFolder, texts: AdmissionTexts, labelled: l
 def label_type(task: Task) -> pa.DataType:
     """Return the Arrow type of a task's labels."""
     return pa.list_(pa.string()) if task.kind == "multilabel" else pa.int64()
-
-
-def _spans(text: str) -> list[dict[str, object]]:
-    return [{"name": span.name, "start": span.start, "end": span.end} for span in section_map(text)]

@@ -16,7 +16,7 @@ from clinstack.notes.attrition import Attrition
 from clinstack.notes.death_mentions import RULES, death_rule, without_charted_death
 from clinstack.notes.mimic4.notes import Mimic4Notes
 from clinstack.notes.prepared import ExamplesWriter, PreparedFolder
-from clinstack.notes.sections.find import admission_text_with_map, joined, section_map, sections_type
+from clinstack.notes.sections.find import admission_text_with_map, joined, section_map, section_rows, sections_type
 from clinstack.processes import worker_pool
 from clinstack.tasks import Task
 
@@ -121,7 +121,7 @@ def _cut_all(
 
 def sections_of(text: str) -> Sections:
     """Return the map of a text's sections as it stands in the examples."""
-    return [{"name": span.name, "start": span.start, "end": span.end} for span in section_map(text)]
+    return section_rows(section_map(text))
 
 
 def write_examples(folder: PreparedFolder, task: Task, attrition: Attrition, facts: dict[str, Any]) -> dict[str, int]:

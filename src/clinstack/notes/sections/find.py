@@ -135,6 +135,11 @@ def sections_type() -> pa.DataType:
     return pa.list_(pa.struct(fields))
 
 
+def section_rows(spans: Iterable[SectionSpan]) -> list[dict[str, str | int | None]]:
+    """Return spans as they stand in a column of `sections_type`."""
+    return [{"name": span.name, "start": span.start, "end": span.end} for span in spans]
+
+
 def admission_sections(text: str) -> dict[str, str]:
     """Return the admission sections of a note on one line each, the first filled one of each name.
 

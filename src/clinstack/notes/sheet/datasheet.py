@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from clinstack import __version__
 from clinstack.errors import InputError
 from clinstack.files import read_json, write_json, write_text
+from clinstack.notes.prepared import quoted
 from clinstack.notes.sheet.cohort_figures import (
     CATEGORIES,
     COLUMNS,
@@ -143,7 +144,7 @@ def collect_figures(
     }
     with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
         connection.execute("SET memory_limit = '256MB'; SET threads = 1")
-        connection.execute(f"SET temp_directory = '{_quoted(Path(spill))}'")
+        connection.execute(f"SET temp_directory = '{quoted(Path(spill))}'")
         counts = _counts(connection, folder, tasks, small_cells)
         admissions = folder / "admissions.parquet"
         cohort = describe_admissions(connection, admissions, small_cells) if admissions.is_file() else None
@@ -188,12 +189,12 @@ def _counts(connection: Any, folder: Path, tasks: list[Path], small_cells: int) 
     if not splits.is_file():
         raise InputError(f"{splits} is missing; name a folder written by `clinstack prepare`.")
     connection.execute(
-        f"CREATE TEMP TABLE splits AS SELECT patient_id::VARCHAR AS patient_id, split FROM '{_quoted(splits)}'"
+        f"CREATE TEMP TABLE splits AS SELECT patient_id::VARCHAR AS patient_id, split FROM '{quoted(splits)}'"
     )
     connection.execute("CREATE TEMP TABLE encounters (encounter_id VARCHAR, patient_id VARCHAR, split VARCHAR)")
     files = [(task / f"{split}.parquet", split) for task in tasks for split in SPLITS]
     selects = " UNION ".join(
-        f"SELECT encounter_id::VARCHAR, patient_id::VARCHAR, '{split}' FROM '{_quoted(file)}' "
+        f"SELECT encounter_id::VARCHAR, patient_id::VARCHAR, '{split}' FROM '{quoted(file)}' "
         "WHERE encounter_id IS NOT NULL"
         for file, split in files
         if "encounter_id" in pq.read_schema(file).names
@@ -306,7 +307,3 @@ def _share(value: float | None) -> str:
 def _number(value: float | int | None) -> str:
     """Return a measure with one decimal, a count without, as they stand in JSON."""
     return "–" if value is None else f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
