@@ -1,0 +1,43 @@
+"""Recipes: one YAML file is one stage. Validated without importing torch; unknown keys are errors with a suggestion."""
+
+from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
+from clinstack.recipe.evaluate import EvaluateRecipe
+from clinstack.recipe.finetune import FinetuneRecipe
+from clinstack.recipe.pretrain import PretrainRecipe
+from clinstack.recipe.reading import (
+    PRESETS,
+    STAGES,
+    apply_overrides,
+    dump_recipe,
+    explain,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    suggest,
+)
+from clinstack.recipe.section import Section
+from clinstack.recipe.stage import StageRecipe, TrainingStageRecipe
+from clinstack.recipe.training import EvaluationRecipe, TrainingRecipe
+
+__all__ = [
+    "PRESETS",
+    "RESERVED_ADAPTER_NAMES",
+    "STAGES",
+    "AdapterRecipe",
+    "EvaluateRecipe",
+    "EvaluationRecipe",
+    "FinetuneRecipe",
+    "PretrainRecipe",
+    "Section",
+    "StageRecipe",
+    "TrainingRecipe",
+    "TrainingStageRecipe",
+    "apply_overrides",
+    "dump_recipe",
+    "explain",
+    "load_recipe",
+    "parse_recipe",
+    "read_yaml",
+    "stack_label",
+    "suggest",
+]

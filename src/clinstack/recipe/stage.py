@@ -1,0 +1,49 @@
+"""What the recipes of all stages share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from clinstack.recipe.adapters import AdapterRecipe
+from clinstack.recipe.section import Section
+from clinstack.recipe.training import EvaluationRecipe, TrainingRecipe
+
+
+class StageRecipe(Section):
+    """What every stage has."""
+
+    stage: str
+    run: str
+    """Directory of the Run."""
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        return {"evaluation": self.evaluation.seed}
+
+
+class TrainingStageRecipe(StageRecipe):
+    """What every training stage has."""
+
+    base: str = "embedded"
+    """``embedded``, a local folder, or a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the base; adapters and head are float32 whatever this says."""
+    adapters: tuple[AdapterRecipe, ...] = ()
+    training: TrainingRecipe = TrainingRecipe()
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        return {"training": self.training.seed, **super().seeds}
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> TrainingStageRecipe:
+        names = [adapter.name for adapter in self.adapters]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"adapters: the name {name!r} stands twice")
+        return self
