@@ -41,14 +41,7 @@ class PackedNotes:
 
     def collate(self, rows: list[list[Segment]], device: torch.device) -> PackedBatch:
         """Lay a batch out on a device."""
-        batch = collate_packed(self.documents, rows, self.filler)
-        return PackedBatch(
-            batch.input_ids.to(device),
-            batch.position_ids.to(device),
-            batch.labels.to(device),
-            batch.documents.to(device),
-            batch.predictions,
-        )
+        return collate_packed(self.documents, rows, self.filler).to(device)
 
 
 def losses_table(stack: Stack, notes: NotesSplit, split: str, context: int, batch_size: int) -> pa.Table:

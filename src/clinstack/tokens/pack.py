@@ -44,9 +44,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of packed segments; all tensors have the shape [rows, tokens].
+    """Rows of segments; all tensors are int64 of the shape [rows, tokens].
 
-    ``documents`` holds the index of the document that each prediction belongs to, -1 where there is none.
+    Attributes
+    ----------
+    documents : Tensor
+        Index of the document that each prediction belongs to, -1 where there is none.
+    predictions : int
+        Labels that count.
+    lengths : tuple of int
+        Lengths of the segments in reading order over the flattened rows, the stretches of filler too: their sum is
+        rows * tokens.
+    attention_mask : Tensor or None
+        1 where a token is, 0 where filler is. None where rows are packed: several segments in a row, whose position
+        ids begin anew at 0, are kept apart by them.
     """
 
     input_ids: Tensor
@@ -54,6 +65,21 @@ class PackedBatch:
     labels: Tensor
     documents: Tensor
     predictions: int
+    lengths: tuple[int, ...]
+    attention_mask: Tensor | None = None
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Return the batch on a device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return PackedBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.labels.to(device),
+            self.documents.to(device),
+            self.predictions,
+            self.lengths,
+            mask,
+        )
 
 
 def split_documents(lengths: Sequence[int], context: int) -> list[Segment]:
@@ -104,6 +130,7 @@ def collate_packed(documents: Sequence[Tokens], rows: Sequence[Sequence[Segment]
     labels = np.full(shape, IGNORED, dtype=np.int64)
     owners = np.full(shape, -1, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
+    lengths: list[int] = []
     for index, row in enumerate(rows):
         at = 0
         for segment in row:
@@ -114,11 +141,15 @@ def collate_packed(documents: Sequence[Tokens], rows: Sequence[Sequence[Segment]
             position_ids[index, here] = np.arange(segment.length)
             owners[index, here] = segment.document
             at += segment.length
+            lengths.append(segment.length)
         position_ids[index, at:] = np.arange(width - at)
+        if at < width:
+            lengths.append(width - at)
     return PackedBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(labels),
         torch.from_numpy(owners),
         int((labels != IGNORED).sum()),
+        tuple(lengths),
     )
