@@ -32,6 +32,8 @@ class TrainingStageRecipe(StageRecipe):
     """``embedded``, a local folder, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the base; adapters and head are float32 whatever this says."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Hold the base's linear layers in so many bits (bitsandbytes): less memory, slightly other outputs."""
     adapters: tuple[AdapterRecipe, ...] = ()
     training: TrainingRecipe = TrainingRecipe()
 
