@@ -31,6 +31,10 @@ FORMAT_VERSION = 1
 _VERSIONED = ("torch", "transformers", "peft", "tokenizers", "numpy", "pyarrow", "scikit-learn")
 
 
+class PrunedError(Exception):
+    """Raised inside a Run that a sweep gives up early: it ends cleanly, with the status ``pruned``."""
+
+
 class Run:
     """A Run directory that this process holds the lock of. Open it with `open_run`."""
 
@@ -129,6 +133,11 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
         run = Run(folder, recipe, record)
         try:
             yield run
+        except PrunedError:
+            run.record["status"] = "pruned"
+            run.add_seconds("total", time.monotonic() - run._started)
+            write_json(folder / "run.json", run.record)
+            raise
         except Exception as error:
             if not run.is_done:
                 # The kind of error only: its message could quote data.

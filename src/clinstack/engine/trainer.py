@@ -7,7 +7,7 @@ resumed run is, on the same machine, bit for bit the uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,8 @@ from clinstack.model.lineage import tensors_hash
 from clinstack.model.stack import Stack
 from clinstack.recipe import TrainingRecipe
 from clinstack.run import Run
+
+OnValidation = Callable[[int, dict[str, float]], None]
 
 
 class Objective(Protocol):
@@ -55,8 +57,19 @@ class Objective(Protocol):
         ...
 
 
-def train(stack: Stack, run: Run, settings: TrainingRecipe, objective: Objective, description: str) -> TrainingState:
+def train(
+    stack: Stack,
+    run: Run,
+    settings: TrainingRecipe,
+    objective: Objective,
+    description: str,
+    on_validation: OnValidation | None = None,
+) -> TrainingState:
     """Train what the stack's spec calls trainable; afterwards the stack holds the best epoch's weights.
+
+    ``on_validation`` gets the number of each validation, from 1, and its figures. When it raises
+    `clinstack.run.PrunedError`, training ends there, and so does the Run. A validation that is done again after a kill
+    is handed to it again.
 
     Raises
     ------
@@ -92,6 +105,8 @@ def train(stack: Stack, run: Run, settings: TrainingRecipe, objective: Objective
             epochs_ended = math.ceil(state.step / steps_per_epoch) if state.step == total else epochs_done
             if epochs_ended > len(state.history):
                 _validate(stack, run, state, objective, best, epochs_ended)
+                if on_validation is not None:
+                    on_validation(len(state.history), state.history[-1])
                 keep()
             if state.step == total:
                 break

@@ -18,7 +18,7 @@ from torch import Tensor
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.device import pick_device
 from clinstack.engine.losses import class_weights, classification_loss
-from clinstack.engine.trainer import train
+from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import classification_metrics, primary_auroc
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
@@ -77,8 +77,8 @@ class FinetuneObjective:
         return loss, float(weight)
 
 
-def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
-    """Run the stage, or continue it, and return its finished Run."""
+def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
+    """Run the stage, or continue it, and return its finished Run; ``on_validation`` as `train` takes it."""
     folder = Path(recipe.examples)
     inputs = input_hashes([*examples_files(folder), *adapter_files(recipe.adapters)])
     task, examples = read_examples(folder)
@@ -99,7 +99,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False) -> Run:
                     split.compute_features(batch_size, f"{title}: features of {name}")
             objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, title)
+            state = train(stack, run, recipe.training, objective, title, on_validation)
         with run.timed("evaluate"):
             logits = {name: encoded[name].all_logits(batch_size, f"{title}: {name}") for name in ("validation", "test")}
             with replacing_file(run.folder / "predictions.parquet") as temporary:

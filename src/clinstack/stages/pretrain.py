@@ -16,7 +16,7 @@ from torch import Tensor
 from clinstack.engine.device import pick_device
 from clinstack.engine.language_modelling import PackedNotes, losses_table, note_losses
 from clinstack.engine.losses import causal_loss
-from clinstack.engine.trainer import train
+from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
@@ -60,8 +60,8 @@ class PretrainObjective:
         return {"loss": loss, "score": -loss}
 
 
-def pretrain(recipe: PretrainRecipe, *, fresh: bool = False) -> Run:
-    """Run the stage, or continue it, and return its finished Run."""
+def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
+    """Run the stage, or continue it, and return its finished Run; ``on_validation`` as `train` takes it."""
     folder = Path(recipe.notes)
     inputs = input_hashes([*notes_files(folder), *adapter_files(recipe.adapters)])
     label = "+".join(adapter.name for adapter in recipe.adapters)
@@ -78,7 +78,7 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False) -> Run:
             stack.to(pick_device())
             objective = PretrainObjective(stack, recipe, notes)
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, f"pretrain {label}")
+            state = train(stack, run, recipe.training, objective, f"pretrain {label}", on_validation)
         with run.timed("evaluate"):
             losses = losses_table(stack, notes["test"], "test", recipe.context, recipe.training.batch_size)
             with replacing_file(run.folder / "losses.parquet") as temporary:
