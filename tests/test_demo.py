@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from clinstack.demo import DEFAULT_TASKS, Cell, demo_cells, run_demo, table3_specs
+from clinstack.demo import DEFAULT_TASKS, demo_cells, run_demo, table3_specs
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file, write_json
 from clinstack.notes.read import examples_files, input_hashes
 from clinstack.recipe import FinetuneRecipe, PretrainRecipe, stack_label
 from clinstack.run import adapter_files, open_run
+from clinstack.study.cells import Cell, is_done
 from clinstack.tasks import OUTCOMES
 
 LABELS = ("head", "lora", "clinical-frozen", "clinical-frozen+lora", "clinical-trainable", "clinical-trainable+lora")
@@ -45,7 +46,7 @@ def test_the_runs_and_their_folders(tmp_path: Path, tasks: tuple[str, ...]) -> N
         task, label = Path(cell.recipe.run).parts[-2:]
         assert stack_label(cell.recipe.adapters) == label
         assert cell.recipe.examples == str(tmp_path / "data" / "examples" / task)
-        assert cell.needs_clinical == label.startswith("clinical")
+        assert cell.needs == (("pretrain",) if label.startswith("clinical") else ())
         assert {adapter.path for adapter in cell.recipe.adapters} <= {None, str(tmp_path / "pretrain")}
         assert cell.recipe.base == "embedded"
 
@@ -76,21 +77,19 @@ def test_another_cohort_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cell_on_another_clinical_adapter_is_not_done(tiny_notes: Path, clinical: Path, tmp_path: Path) -> None:
-    from clinstack.demo import _is_finished
-
     shutil.copytree(tiny_notes, tmp_path / "data")
     shutil.copytree(clinical, tmp_path / "pretrain" / "stack")
     cell = by_folder(tmp_path, demo_cells(tmp_path, ("mortality",)))["finetune/mortality/clinical-frozen"]
     assert isinstance(cell.recipe, FinetuneRecipe)
-    assert not _is_finished(cell)
+    assert not is_done(cell)
     files = [*examples_files(Path(cell.recipe.examples)), *adapter_files(cell.recipe.adapters)]
     assert files[-1] == tmp_path / "pretrain" / "stack" / "clinical" / "adapter_model.safetensors"
     with open_run(cell.recipe, input_hashes(files)) as run:
-        assert not _is_finished(cell)
+        assert not is_done(cell)
         run.finish()
-    assert _is_finished(cell)
+    assert is_done(cell)
     files[-1].write_bytes(files[-1].read_bytes() + b" ")
-    assert not _is_finished(cell)
+    assert not is_done(cell)
 
 
 # ---------------------------------------------------------------------- the whole
