@@ -30,6 +30,18 @@ class TrainingRecipe(Section):
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimizer steps between two checkpoints; a killed run repeats at most so many."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two validations; without it, after each epoch. The end is always validated."""
+    patience: int | None = Field(default=None, ge=1)
+    """End after so many validations that brought nothing better; without it, all steps are done."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """Stop when a step's loss is more than so many times the median of the 20 before it; without it, go on."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's inside again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the decoder layers before training."""
+    tracking: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Who draws the curves. TensorBoard's files lie in the Run; the other two write where they are configured to."""
 
 
 class EvaluationRecipe(Section):
