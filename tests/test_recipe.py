@@ -101,7 +101,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
         (finetune(adapters=["clinical"]), "adapters.0: input should be a mapping of keys"),
         (finetune(adapters=[{"name": "lower", "rank": 0}]), "adapters.0.rank"),
         (finetune(adapters=[{"name": "lower", "target_modules": 3}]), "adapters.0.target_modules: "),
-        (finetune(adapters=[{"name": "lower", "method": "prefix"}]), "adapters.0.method"),
+        (finetune(adapters=[{"name": "lower", "method": "ia3"}]), "adapters.0.method"),
         (pretrain(context="wide"), "context"),
     ],
 )

@@ -15,6 +15,7 @@ from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
+from clinstack.recipe.sweep import SweepRecipe
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -23,6 +24,7 @@ STAGES: dict[str, type[StageRecipe]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
     "evaluate": EvaluateRecipe,
+    "sweep": SweepRecipe,
 }
 
 
@@ -82,27 +84,38 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
             value = yaml.load(text, Loader=_UniqueKeyLoader)
         except yaml.YAMLError:
             raise InputError(f"{override!r}: the value is not valid YAML.") from None
-        *parents, last = key.split(".")
-        place: Any = result
-        for parent in parents:
-            if isinstance(place, list):
-                place = place[_list_index(place, parent, override)]
-            elif isinstance(place, dict):
-                place = place.setdefault(parent, {})
-            else:
-                raise InputError(f"{override!r}: {parent} is not a section.")
-        if isinstance(place, list):
-            place[_list_index(place, last, override)] = value
-        elif isinstance(place, dict):
-            place[last] = value
-        else:
-            raise InputError(f"{override!r}: {'.'.join(parents)} is not a section.")
+        set_value(result, key, value, repr(override))
     return result
 
 
-def _list_index(items: list[Any], text: str, override: str) -> int:
+def set_value(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Put a value at a dotted key of plain values; ``source`` is named when there is no such place.
+
+    Raises
+    ------
+    InputError
+        If the way to it leads through something that is not a section, or beyond the end of a list.
+    """
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_list_index(place, parent, source)]
+        elif isinstance(place, dict):
+            place = place.setdefault(parent, {})
+        else:
+            raise InputError(f"{source}: {parent} is not a section.")
+    if isinstance(place, list):
+        place[_list_index(place, last, source)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise InputError(f"{source}: {'.'.join(parents)} is not a section.")
+
+
+def _list_index(items: list[Any], text: str, source: str) -> int:
     if not text.isdecimal() or int(text) >= len(items):
-        raise InputError(f"{override!r}: {text!r} is not an index of this list of {len(items)} (from 0).")
+        raise InputError(f"{source}: {text!r} is not an index of this list of {len(items)} (from 0).")
     return int(text)
 
 
@@ -138,19 +151,18 @@ def parse_recipe(values: dict[str, Any], source: str, stage: str | None = None) 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> StageRecipe:
     """Read, override and validate a recipe; ``path`` may also be the name of a preset such as ``demo/pretrain``."""
-    file = path
-    if not path.exists() and (PRESETS / f"{path}.yaml").is_file():
-        file = PRESETS / f"{path}.yaml"
-    return parse_recipe(apply_overrides(read_yaml(file), overrides), str(path), stage)
+    return parse_recipe(apply_overrides(read_yaml(recipe_file(path)), overrides), str(path), stage)
+
+
+def recipe_file(path: Path) -> Path:
+    """Return the file of a recipe: ``path`` itself, or the preset of that name where there is no such file."""
+    preset = PRESETS / f"{path}.yaml"
+    return preset if not path.exists() and preset.is_file() else path
 
 
 def dump_recipe(recipe: StageRecipe) -> str:
     """Return the resolved recipe as YAML; read back, it is the same recipe."""
     values = recipe.model_dump(mode="json")
-    for adapter in values.get("adapters", []):
-        if adapter["path"] is not None:
-            for key in ("method", "rank", "alpha", "dropout", "target_modules"):
-                del adapter[key]
     return yaml.safe_dump({"stage": values.pop("stage"), **values}, sort_keys=False, allow_unicode=True)
 
 
