@@ -52,7 +52,7 @@ def build_report(root: Path, out: Path | None = None, resamples: int = 1000, see
     summary = summarise(collect(root), resamples, seed)
     folder = root if out is None else out
     context = _context(summary)
-    environment = _environment()
+    environment = template_environment()
     paths = ReportPaths(folder / "report.html", folder / "report.md", folder / "report.json", summary)
     write_json(paths.json, summary.to_dict())
     write_text(paths.markdown, environment.get_template("report.md.j2").render(**context))
@@ -60,7 +60,8 @@ def build_report(root: Path, out: Path | None = None, resamples: int = 1000, see
     return paths
 
 
-def _environment() -> Environment:
+def template_environment() -> Environment:
+    """Return what renders the pages' templates; HTML is escaped, an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -80,22 +81,23 @@ def _context(summary: Summary) -> dict[str, Any]:
     return {
         "title": TITLE,
         "caveat": data.caveat,
-        "banner": _banner(data),
+        "banner": banner(data),
         "version": __version__,
         "findings": findings(summary),
         "frozen": frozen_sentences(summary),
         "tables": {table.key: table for table in all_tables(summary)},
         "commands": [f"clinstack {run.stage} {_recipe_path(run, data.root)}" for run in data.runs],
         "report_command": f"clinstack report {data.root.name or '.'}",
-        "versions": _shared(data.runs, "versions"),
-        "hardware": _shared(data.runs, "hardware"),
+        "versions": shared_facts(data.runs, "versions"),
+        "hardware": shared_facts(data.runs, "hardware"),
         "bases": sorted({f"{run.base} ({run.stack.get('fingerprint')})" for run in data.runs if run.stack}),
         "resamples": summary.resamples,
         "seed": summary.seed,
     }
 
 
-def _banner(data: ReportData) -> str:
+def banner(data: ReportData) -> str:
+    """Return what a page says first when its patients or its model are not real; empty when they are."""
     if not data.caveat:
         return ""
     what = ["the patients are invented"] * data.synthetic + ["the base model is a toy"] * data.toy_base
@@ -112,7 +114,7 @@ def _recipe_path(run: RunRecord, root: Path) -> str:
     return "/".join(part for part in (root.name, inside if inside != "." else "", "recipe.yaml") if part)
 
 
-def _shared(runs: list[RunRecord], key: str) -> list[str]:
+def shared_facts(runs: list[RunRecord], key: str) -> list[str]:
     """Return ``name value`` for each entry of a part of run.json; several values where Runs differ."""
     values: dict[str, set[str]] = {}
     for run in runs:

@@ -148,7 +148,7 @@ def collect(root: Path) -> ReportData:
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: name the folder that holds the runs, such as runs/demo.")
-    found = [_read_run(path.parent, root) for path in sorted(root.rglob("run.json")) if _is_visible(path, root)]
+    found = [read_run(path.parent, root) for path in sorted(root.rglob("run.json")) if _is_visible(path, root)]
     done = [run for run in found if run.record.get("status") == "done" and run.stage in ("pretrain", "finetune")]
     unfinished = [run for run in found if run.record.get("status") != "done"]
     if not done:
@@ -180,7 +180,14 @@ def _is_visible(path: Path, root: Path) -> bool:
     return not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _read_run(folder: Path, root: Path) -> RunRecord:
+def read_run(folder: Path, root: Path) -> RunRecord:
+    """Read what a Run left; its name is that of its folder below ``root``.
+
+    Raises
+    ------
+    InputError
+        A file is no mapping of keys to values.
+    """
     relative = folder.relative_to(root).as_posix()
     return RunRecord(
         folder=folder,

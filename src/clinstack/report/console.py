@@ -9,10 +9,10 @@ from clinstack.report.summary import Summary
 from clinstack.report.tables import Table, auroc_table, difference_table, perplexity_table
 
 if TYPE_CHECKING:
-    from rich import table as rich_table
+    from rich.table import Table as RichTable
 
 
-def console_tables(summary: Summary) -> list[rich_table.Table]:
+def console_tables(summary: Summary) -> list[RichTable]:
     """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
 
     Rows carry the stacks' labels, which are shorter than the paper's names and those of the run folders; differences
@@ -22,16 +22,17 @@ def console_tables(summary: Summary) -> list[rich_table.Table]:
     task = headline_task(summary)
     tables = [perplexity_table(summary), auroc_table(summary, name=str)]
     tables += [difference_table(summary, [task])] if task else []
-    return [_rich(table, summary.data.caveat) for table in tables if table.rows]
+    return [rich_table(table, summary.data.caveat) for table in tables if table.rows]
 
 
-def _rich(table: Table, caveat: str) -> rich_table.Table:
+def rich_table(table: Table, caveat: str) -> RichTable:
+    """Return a table as the terminal shows it; its title says ``caveat`` too."""
     from rich import box
-    from rich.table import Table as RichTable
+    from rich.table import Table as NewTable
     from rich.text import Text
 
     title = table.title + (f" ({caveat.lower()})" if caveat else "")
-    shown = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = NewTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.min_width = len(title) + 1  # a title is otherwise broken at the width of its table
     single = len(table.columns) == 2
     shown.add_column(table.columns[0], no_wrap=True)
