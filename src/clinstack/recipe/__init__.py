@@ -13,10 +13,13 @@ from clinstack.recipe.reading import (
     load_recipe,
     parse_recipe,
     read_yaml,
+    recipe_file,
+    set_value,
     suggest,
 )
 from clinstack.recipe.section import Section
 from clinstack.recipe.stage import StageRecipe, TrainingStageRecipe
+from clinstack.recipe.sweep import SpaceEntry, SweepRecipe
 from clinstack.recipe.training import EvaluationRecipe, TrainingRecipe
 
 __all__ = [
@@ -29,7 +32,9 @@ __all__ = [
     "FinetuneRecipe",
     "PretrainRecipe",
     "Section",
+    "SpaceEntry",
     "StageRecipe",
+    "SweepRecipe",
     "TrainingRecipe",
     "TrainingStageRecipe",
     "apply_overrides",
@@ -38,6 +43,8 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "read_yaml",
+    "recipe_file",
+    "set_value",
     "stack_label",
     "suggest",
 ]
