@@ -19,6 +19,7 @@ from clinstack.recipe.reading import (
 )
 from clinstack.recipe.section import Section
 from clinstack.recipe.stage import StageRecipe, TrainingStageRecipe
+from clinstack.recipe.study import StudyCell, StudyRecipe
 from clinstack.recipe.sweep import SpaceEntry, SweepRecipe
 from clinstack.recipe.training import EvaluationRecipe, TrainingRecipe
 
@@ -34,6 +35,8 @@ __all__ = [
     "Section",
     "SpaceEntry",
     "StageRecipe",
+    "StudyCell",
+    "StudyRecipe",
     "SweepRecipe",
     "TrainingRecipe",
     "TrainingStageRecipe",

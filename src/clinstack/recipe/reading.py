@@ -15,6 +15,7 @@ from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
+from clinstack.recipe.study import StudyRecipe
 from clinstack.recipe.sweep import SweepRecipe
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -25,6 +26,7 @@ STAGES: dict[str, type[StageRecipe]] = {
     "finetune": FinetuneRecipe,
     "evaluate": EvaluateRecipe,
     "sweep": SweepRecipe,
+    "study": StudyRecipe,
 }
 
 
