@@ -136,6 +136,20 @@ def finetune(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = 
 
 
 @app.command()
+def study(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Run a grid of recipes, ending in one of the paper's tables beside the printed one."""
+    recipe = read_recipe(arguments, "study")
+    from clinstack.study.study import study as run_study
+
+    paths = run_study(recipe, fresh=fresh)  # type: ignore[arg-type]  # read_recipe checked the stage
+    if as_json:
+        print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
+        return
+    paths.show(console)
+    console.print(f"Table: [bold]{escape(str(paths.html))}[/]")
+
+
+@app.command()
 def evaluate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
     """Measure a saved stack on Notes."""
     recipe = read_recipe(arguments, "evaluate")

@@ -18,7 +18,7 @@ class StudyCell(Section):
     """Also its folder below the study's ``run``; parts may be joined with ``/``, such as ``llama/lora``."""
     recipe: str
     """A recipe file or a preset."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys that differ from the recipe, nested or with dots (``training.learning_rate``)."""
     paper: Literal["LLaMA", "PMC-LLaMA"] | None = None
     """The half of the paper's table whose printed figures of the same method stand beside this cell's."""
@@ -44,7 +44,7 @@ class StudyRecipe(StageRecipe):
     """The base of every cell, in place of the one that its recipe names."""
     notes: str | None = None
     """The Notes of every cell, likewise."""
-    common: dict[str, Any] = {}
+    common: dict[str, Any] = Field(default_factory=dict)
     """Overrides of every cell, over its own."""
     embedded: str | None = None
     """The study whose cells stand in for these where ``base`` is ``embedded``: published sizes do not fit a toy."""
@@ -69,9 +69,7 @@ class StudyRecipe(StageRecipe):
     def chosen(self) -> tuple[StudyCell, ...]:
         """The cells that ``only`` leaves."""
         return tuple(
-            cell
-            for cell in self.cells
-            if self.only is None or any(matches(cell.name, wanted) for wanted in self.only)
+            cell for cell in self.cells if self.only is None or any(matches(cell.name, wanted) for wanted in self.only)
         )
 
 

@@ -1,0 +1,217 @@
+"""Table 2 of the paper from the Runs of a study: parameters, perplexity, time, beside the figures that are printed.
+
+Written as ``table2.html``, ``table2.md`` and ``table2.json``. One table for each base: perplexities under two
+tokenizers do not compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinstack import __version__
+from clinstack.files import write_json, write_text
+from clinstack.recipe import EvaluationRecipe
+from clinstack.report.build import banner, shared_facts, template_environment
+from clinstack.report.collect import ReportData, read_run
+from clinstack.report.console import rich_table
+from clinstack.report.tables import MISSING, Cell, Table, count, duration, figure, number, perplexity_digits
+from clinstack.study.order import order_sentences, paired_ratio, ranked
+from clinstack.study.published import SOURCE, TABLE2, published_row
+from clinstack.study.row import Row
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TITLE = "Pretraining methods beside each other"
+
+
+@dataclass(frozen=True)
+class TablePaths:
+    """What `write_table2` wrote, and what a terminal shows of it."""
+
+    html: Path
+    markdown: Path
+    json: Path
+    caveat: str
+    tables: list[Table] = field(repr=False)
+    sentences: list[str] = field(repr=False)
+
+    def show(self, console: Console) -> None:
+        """Print the tables, and what they say in words."""
+        for table in self.tables:
+            console.print(rich_table(table, self.caveat))
+        for sentence in self.sentences:
+            console.print(sentence, highlight=False)
+
+
+def write_table2(
+    root: Path,
+    cells: Mapping[str, tuple[Path, str | None]],
+    failures: Mapping[str, str],
+    evaluation: EvaluationRecipe,
+) -> TablePaths:
+    """Write the table of a study's finished Runs.
+
+    Each file appears whole or not at all; the same Runs give the same bytes.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the study.
+    cells : mapping of cell name to (folder of its Run, base of the paper that it stands for)
+    failures : mapping of cell name to reason
+        Cells that have no row; they are named.
+    evaluation : EvaluationRecipe
+        Of the paired comparison of the first with the second.
+    """
+    rows = []
+    for name, (folder, half) in cells.items():
+        run = read_run(folder, root)
+        row = Row(name, run, None, half)
+        rows.append(Row(name, run, published_row(half, row.method), half))
+    data = ReportData(root=root, pretrain={row.cell: row.run for row in rows})
+    groups: dict[tuple[str | None, str | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.run.base, row.half), []).append(row)
+    orders = [ranked(group) for group in groups.values()]
+    pairs = [paired_ratio(order, evaluation.resamples, evaluation.seed) for order in orders]
+    sentences = [
+        sentence
+        for key, order, pair in zip(groups, orders, pairs, strict=True)
+        for sentence in order_sentences(order, pair, _place(key, groups))
+    ]
+    sentences += [f"Not in the table: {name}, because {reason}." for name, reason in failures.items()]
+    wide = [_table(key, group, groups, narrow=False) for key, group in groups.items()]
+    context = {
+        "title": TITLE,
+        "caveat": data.caveat,
+        "banner": banner(data),
+        "sentences": sentences,
+        "tables": wide,
+        "command": f"clinstack study {root.name}/study.yaml",
+        "versions": shared_facts(data.runs, "versions"),
+        "hardware": shared_facts(data.runs, "hardware"),
+        "bases": sorted({f"{row.run.base} ({row.run.stack.get('fingerprint')})" for row in rows}),
+        "version": __version__,
+    }
+    environment = template_environment()
+    narrow = [_table(key, group, groups, narrow=True) for key, group in groups.items()]
+    paths = TablePaths(root / "table2.html", root / "table2.md", root / "table2.json", data.caveat, narrow, sentences)
+    write_json(
+        paths.json,
+        {
+            "synthetic": data.synthetic,
+            "toy_base": data.toy_base,
+            "rows": [row.to_dict() for row in rows],
+            "order": [
+                {"base": key[0], "paper_base": key[1], "cells": [row.cell for row in order], "first_over_second": pair}
+                for key, order, pair in zip(groups, orders, pairs, strict=True)
+            ],
+            "sentences": sentences,
+            "failed": dict(failures),
+            "paper": {"source": SOURCE, "rows": [row.to_dict() for row in TABLE2]},
+            "clinstack": __version__,
+        },
+    )
+    write_text(paths.markdown, environment.get_template("study.md.j2").render(**context))
+    write_text(paths.html, environment.get_template("study.html.j2").render(**context))
+    return paths
+
+
+def _place(key: tuple[str | None, str | None], groups: Mapping[tuple[str | None, str | None], Any]) -> str:
+    """Name a base, where there are several; with the paper's own where two halves share one."""
+    if len(groups) == 1:
+        return ""
+    base, half = key
+    shared = sum(other == base for other, _ in groups) > 1
+    return f"{base}, sizes of {half}" if shared and half else str(base)
+
+
+def _table(
+    key: tuple[str | None, str | None],
+    rows: list[Row],
+    groups: Mapping[tuple[str | None, str | None], Any],
+    *,
+    narrow: bool,
+) -> Table:
+    lowest = ranked(rows)[0]
+    body: list[tuple[str, list[Cell]]] = [("Base, unchanged", _cells_of_base(rows[0], narrow=narrow))]
+    body += [(row.name, _cells(row, row is lowest, narrow=narrow)) for row in rows]
+    place = _place(key, groups)
+    where = list(groups).index(key)
+    columns = ["Method", "Trainable", "Train perplexity", "Test perplexity"]
+    if narrow:
+        columns += ["Bits/char.", "Time", "Paper: trainable", "Paper: test", "Paper: time"]
+    else:
+        columns += ["Bits per character", "Time of training"]
+        columns += ["Paper: trainable", "Paper: train perplexity", "Paper: test perplexity", "Paper: time"]
+    return Table(
+        "table2" if where == 0 else f"table2-{where + 1}",
+        "Table 2: perplexity after pretraining" + (f" ({place})" if place else ""),
+        _note(rows),
+        columns,
+        body,
+    )
+
+
+def _cells_of_base(row: Row, *, narrow: bool) -> list[Cell]:
+    digits = _digits(row)
+    cells = [
+        Cell(MISSING),
+        figure(row.perplexity("train", "base"), digits),
+        figure(row.perplexity("test", "base"), digits),
+        figure(row.bits("base")),
+    ]
+    if narrow:
+        cells[-1] = Cell(cells[-1].text)
+    return [*cells, *[Cell(MISSING)] * (4 if narrow else 5)]
+
+
+def _cells(row: Row, lowest: bool, *, narrow: bool) -> list[Cell]:
+    stack, digits, paper = row.run.stack, _digits(row), row.paper
+    trainable, parameters = stack.get("trainable_parameters"), stack.get("parameters")
+    share = f"{number(100 * trainable / parameters, 2)} %" if trainable is not None and parameters else ""
+    rate = f"{row.tokens / row.seconds:,.0f} tokens/s" if row.tokens and row.seconds else ""
+    bits = figure(row.bits())
+    cells = [
+        Cell(count(trainable).text, share),
+        figure(row.perplexity("train"), digits),
+        figure(row.perplexity("test"), digits, strong=lowest),
+        Cell(bits.text) if narrow else bits,
+        Cell(duration(row.seconds).text, rate),
+    ]
+    if paper is None:
+        return [*cells, *[Cell(MISSING)] * (3 if narrow else 4)]
+    cells.append(Cell(count(paper.trainable_parameters).text, f"{paper.share} %"))
+    if narrow:
+        cells.append(Cell(paper.test_perplexity, f"train {paper.train_perplexity}"))
+    else:
+        cells += [Cell(paper.train_perplexity), Cell(paper.test_perplexity)]
+    return [*cells, Cell(paper.time)]
+
+
+def _digits(row: Row) -> int:
+    test = row.perplexity("test")
+    return perplexity_digits(test["value"] if test else None)
+
+
+def _note(rows: list[Row]) -> str:
+    test, train = rows[0].run.metrics["test"], rows[0].run.metrics.get("train")
+    trained = f"; train: on {train['notes']:,} notes of patients that it was trained on" if train else ""
+    note = (
+        f"Test: on {test['notes']:,} {test['split']} notes of {test['patients']:,} patients unseen in pretraining, "
+        f"{test['tokens']:,} tokens, each counted once{trained}. Beside a figure its 95 % interval over patients. "
+        "Lower is better; bold: the lowest test perplexity. Time is that of the training alone, with the tokens read a "
+        "second, padding not counted."
+    )
+    if any(row.paper for row in rows):
+        note += (
+            " The columns that begin with “Paper” are printed in Gema et al. (2023), Table 2: models of 7 billion "
+            "parameters on MIMIC-IV, the first 128 tokens of each note, split by note, batches of unequal length "
+            "averaged as equals, one epoch on an A100. They stand beside ours for the order of the methods; the "
+            "figures themselves are not comparable."
+        )
+    return note
