@@ -159,6 +159,21 @@ def evaluate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = 
 
 
 @app.command()
+def sweep(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Search for the best values of a recipe on the validation patients."""
+    recipe = read_recipe(arguments, "sweep")
+    from clinstack.sweep.results import results_table
+    from clinstack.sweep.sweep import sweep as stage
+
+    run = stage(recipe, fresh=fresh)  # type: ignore[arg-type]  # read_recipe checked the stage
+    if not as_json:
+        metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+        console.print(results_table(json.loads((run.folder / "trials.json").read_text(encoding="utf-8")), metrics))
+        console.print(f"The best trial's recipe: {escape(str(run.folder / 'best.yaml'))}")
+    show_run(run, as_json)
+
+
+@app.command()
 def validate(arguments: Arguments = None) -> None:
     """Check a recipe and the files it names, without loading a model."""
     recipe = read_recipe(arguments, None)

@@ -7,6 +7,10 @@ class ClinstackError(Exception):
     exit_code = 1
 
 
+class DivergedError(ClinstackError):
+    """Training came to a loss that is no number; other settings are needed, not another start."""
+
+
 class InputError(ClinstackError):
     """The input or the recipe is wrong; the message names file, row or key and the remedy. Exits with 2."""
 

@@ -23,7 +23,7 @@ from clinstack.engine.checkpoint import (
     save_tensors,
 )
 from clinstack.engine.progress import console, progress_bar
-from clinstack.errors import ClinstackError
+from clinstack.errors import DivergedError
 from clinstack.model.base import HEAD_MODULE
 from clinstack.model.checks import StackError, check_active, check_trainable
 from clinstack.model.lineage import tensors_hash
@@ -75,7 +75,7 @@ def train(
     ------
     StackError
         If a frozen tensor changed, or a trainable one had no gradient or did not move.
-    ClinstackError
+    DivergedError
         If the loss is not finite; the last checkpoint is from before.
     """
     parameters = stack.trainable_parameters()
@@ -226,7 +226,7 @@ def _step(
         weights += weight
     value = losses / weights
     if not math.isfinite(value):
-        raise ClinstackError(
+        raise DivergedError(
             f"The loss is {value} at step {state.step + 1}; the last checkpoint is from before. "
             "Lower training.learning_rate and begin anew with --fresh."
         )

@@ -25,7 +25,7 @@ class SpaceEntry(Section):
     log: bool = False
     """Draw from the range by the logarithm, as suits a learning rate."""
     step: int | float | None = Field(default=None, gt=0)
-    when: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
     """Keys that stand earlier in the space, and the value, or the values, at which this key is given one."""
 
     @field_validator("choices")
@@ -68,7 +68,7 @@ class SweepRecipe(StageRecipe):
     stage: Literal["sweep"] = "sweep"
     recipe: str
     """A recipe or preset of `clinstack pretrain` or `clinstack finetune`."""
-    overrides: dict[str, Any] | tuple[str, ...] = {}
+    overrides: dict[str, Any] | tuple[str, ...] = Field(default_factory=dict)
     """What is other in it for all trials: a mapping of dotted keys, or a list of ``key.sub=value``."""
     space: dict[str, SpaceEntry] = Field(min_length=1)
     """The values of each dotted key, such as ``adapters.0.rank``."""
@@ -117,6 +117,6 @@ class SweepRecipe(StageRecipe):
         return {"sweep": self.seed}
 
     @property
-    def minimises(self) -> bool:
-        """Whether a smaller figure is better."""
-        return self.metric == "loss"
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Which figure is better, in Optuna's word."""
+        return "minimize" if self.metric == "loss" else "maximize"
