@@ -245,11 +245,10 @@ def run_cell(cell: Cell, *, fresh: bool = False) -> Outcome:
     except Exception as error:
         # The kind and the place only: its message could quote data.
         place = extract_tb(error.__traceback__)[-1]
-        return Outcome(
-            time.monotonic() - begin,
-            failure=f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}; "
-            f"`clinstack {cell.recipe.stage} {cell.recipe.run}/recipe.yaml` shows all of it",
-        )
+        own = Path(cell.recipe.run) / "recipe.yaml"
+        more = f"; `clinstack {cell.recipe.stage} {own}` shows all of it" if own.is_file() else ""
+        failure = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}{more}"
+        return Outcome(time.monotonic() - begin, failure=failure)
     return Outcome(time.monotonic() - begin, _first_figure(run))
 
 

@@ -7,9 +7,9 @@ tokenizers do not compare.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clinstack import __version__
 from clinstack.files import write_json, write_text
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TITLE = "Pretraining methods beside each other"
+PAPER = "Paper: "
+_MEASURED = ("Trainable", "Train perplexity", "Test perplexity", "Bits per character", "Time, tokens/s")
+_PRINTED = tuple(PAPER + name for name in ("trainable", "train perplexity", "test perplexity", "time"))
+_WIDE = 130
+"""Columns of a terminal that shows both halves beside each other."""
+Key = tuple[str | None, str | None]
+"""A base, and the base of the paper that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,12 @@ class TablePaths:
     def show(self, console: Console) -> None:
         """Print the tables, and what they say in words."""
         for table in self.tables:
-            console.print(rich_table(table, self.caveat))
+            if console.width >= _WIDE:
+                console.print(rich_table(table, self.caveat))
+                continue
+            console.print(rich_table(_measured(table), self.caveat))
+            if (printed := _printed(table)).rows:
+                console.print(rich_table(printed, ""))
         for sentence in self.sentences:
             console.print(sentence, highlight=False)
 
@@ -73,9 +85,7 @@ def write_table2(
         row = Row(name, run, None, half)
         rows.append(Row(name, run, published_row(half, row.method), half))
     data = ReportData(root=root, pretrain={row.cell: row.run for row in rows})
-    groups: dict[tuple[str | None, str | None], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.run.base, row.half), []).append(row)
+    groups = _groups(rows)
     orders = [ranked(group) for group in groups.values()]
     pairs = [paired_ratio(order, evaluation.resamples, evaluation.seed) for order in orders]
     sentences = [
@@ -84,13 +94,13 @@ def write_table2(
         for sentence in order_sentences(order, pair, _place(key, groups))
     ]
     sentences += [f"Not in the table: {name}, because {reason}." for name, reason in failures.items()]
-    wide = [_table(key, group, groups, narrow=False) for key, group in groups.items()]
+    tables = [_table(key, group, groups) for key, group in groups.items()]
     context = {
         "title": TITLE,
         "caveat": data.caveat,
         "banner": banner(data),
         "sentences": sentences,
-        "tables": wide,
+        "tables": tables,
         "command": f"clinstack study {root.name}/study.yaml",
         "versions": shared_facts(data.runs, "versions"),
         "hardware": shared_facts(data.runs, "hardware"),
@@ -98,8 +108,7 @@ def write_table2(
         "version": __version__,
     }
     environment = template_environment()
-    narrow = [_table(key, group, groups, narrow=True) for key, group in groups.items()]
-    paths = TablePaths(root / "table2.html", root / "table2.md", root / "table2.json", data.caveat, narrow, sentences)
+    paths = TablePaths(root / "table2.html", root / "table2.md", root / "table2.json", data.caveat, tables, sentences)
     write_json(
         paths.json,
         {
@@ -121,81 +130,90 @@ def write_table2(
     return paths
 
 
-def _place(key: tuple[str | None, str | None], groups: Mapping[tuple[str | None, str | None], Any]) -> str:
-    """Name a base, where there are several; with the paper's own where two halves share one."""
+def _groups(rows: list[Row]) -> dict[Key, list[Row]]:
+    """Put rows together that have one base; what stands for no base of the paper joins the first that does."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        halves = [other.half for other in rows if other.run.base == row.run.base and other.half is not None]
+        groups.setdefault((row.run.base, row.half or next(iter(halves), None)), []).append(row)
+    return groups
+
+
+def _place(key: Key, groups: Mapping[Key, list[Row]]) -> str:
+    """Name a base, where there are several; with the paper's own where two of its bases share one."""
     if len(groups) == 1:
         return ""
     base, half = key
     shared = sum(other == base for other, _ in groups) > 1
-    return f"{base}, sizes of {half}" if shared and half else str(base)
+    return f"{base} with the sizes for {half}" if shared and half else str(base)
 
 
-def _table(
-    key: tuple[str | None, str | None],
-    rows: list[Row],
-    groups: Mapping[tuple[str | None, str | None], Any],
-    *,
-    narrow: bool,
-) -> Table:
+def _table(key: Key, rows: list[Row], groups: Mapping[Key, list[Row]]) -> Table:
     lowest = ranked(rows)[0]
-    body: list[tuple[str, list[Cell]]] = [("Base, unchanged", _cells_of_base(rows[0], narrow=narrow))]
-    body += [(row.name, _cells(row, row is lowest, narrow=narrow)) for row in rows]
+    body = [("Base, unchanged", _cells_of_base(rows[0]))]
+    body += [(row.name, _cells(row, row is lowest)) for row in rows]
     place = _place(key, groups)
     where = list(groups).index(key)
-    columns = ["Method", "Trainable", "Train perplexity", "Test perplexity"]
-    if narrow:
-        columns += ["Bits/char.", "Time", "Paper: trainable", "Paper: test", "Paper: time"]
-    else:
-        columns += ["Bits per character", "Time of training"]
-        columns += ["Paper: trainable", "Paper: train perplexity", "Paper: test perplexity", "Paper: time"]
     return Table(
         "table2" if where == 0 else f"table2-{where + 1}",
-        "Table 2: perplexity after pretraining" + (f" ({place})" if place else ""),
+        "Table 2: perplexity after pretraining" + (f", {place}" if place else ""),
         _note(rows),
-        columns,
+        ["Method", *_MEASURED, *_PRINTED],
         body,
     )
 
 
-def _cells_of_base(row: Row, *, narrow: bool) -> list[Cell]:
-    digits = _digits(row)
-    cells = [
+def _measured(table: Table) -> Table:
+    """Return what was measured, for a narrow terminal: one interval less."""
+    end, bits = len(_MEASURED), _MEASURED.index("Bits per character")
+    rows = [
+        (name, [Cell(cell.text) if place == bits else cell for place, cell in enumerate(cells[:end])])
+        for name, cells in table.rows
+    ]
+    return replace(table, columns=table.columns[: end + 1], rows=rows)
+
+
+def _printed(table: Table) -> Table:
+    """Return what is printed in the paper, for a narrow terminal."""
+    end = len(_MEASURED)
+    rows = [(name, cells[end:]) for name, cells in table.rows if any(cell.text != MISSING for cell in cells[end:])]
+    columns = ["Method", *(column.removeprefix(PAPER).capitalize() for column in _PRINTED)]
+    return replace(table, title="Printed in the paper (Gema et al. 2023, Table 2)", columns=columns, rows=rows)
+
+
+def _cells_of_base(row: Row) -> list[Cell]:
+    digits = perplexity_digits((row.perplexity("test", "base") or {}).get("value"))
+    measured = [
         Cell(MISSING),
         figure(row.perplexity("train", "base"), digits),
         figure(row.perplexity("test", "base"), digits),
         figure(row.bits("base")),
+        Cell(MISSING),
     ]
-    if narrow:
-        cells[-1] = Cell(cells[-1].text)
-    return [*cells, *[Cell(MISSING)] * (4 if narrow else 5)]
+    return [*measured, *[Cell(MISSING)] * len(_PRINTED)]
 
 
-def _cells(row: Row, lowest: bool, *, narrow: bool) -> list[Cell]:
-    stack, digits, paper = row.run.stack, _digits(row), row.paper
+def _cells(row: Row, lowest: bool) -> list[Cell]:
+    stack, paper = row.run.stack, row.paper
+    digits = perplexity_digits((row.perplexity("test") or {}).get("value"))
     trainable, parameters = stack.get("trainable_parameters"), stack.get("parameters")
     share = f"{number(100 * trainable / parameters, 2)} %" if trainable is not None and parameters else ""
-    rate = f"{row.tokens / row.seconds:,.0f} tokens/s" if row.tokens and row.seconds else ""
-    bits = figure(row.bits())
-    cells = [
+    measured = [
         Cell(count(trainable).text, share),
         figure(row.perplexity("train"), digits),
         figure(row.perplexity("test"), digits, strong=lowest),
-        Cell(bits.text) if narrow else bits,
-        Cell(duration(row.seconds).text, rate),
+        figure(row.bits()),
+        Cell(duration(row.seconds).text, f"{row.tokens / row.seconds:,.0f}/s" if row.tokens and row.seconds else ""),
     ]
     if paper is None:
-        return [*cells, *[Cell(MISSING)] * (3 if narrow else 4)]
-    cells.append(Cell(count(paper.trainable_parameters).text, f"{paper.share} %"))
-    if narrow:
-        cells.append(Cell(paper.test_perplexity, f"train {paper.train_perplexity}"))
-    else:
-        cells += [Cell(paper.train_perplexity), Cell(paper.test_perplexity)]
-    return [*cells, Cell(paper.time)]
-
-
-def _digits(row: Row) -> int:
-    test = row.perplexity("test")
-    return perplexity_digits(test["value"] if test else None)
+        return [*measured, *[Cell(MISSING)] * len(_PRINTED)]
+    printed = [
+        Cell(f"{paper.trainable_parameters:,}", f"{paper.share} %"),
+        Cell(paper.train_perplexity),
+        Cell(paper.test_perplexity),
+        Cell(paper.time),
+    ]
+    return [*measured, *printed]
 
 
 def _note(rows: list[Row]) -> str:
