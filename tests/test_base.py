@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification
 
 from clinstack.errors import InputError
 from clinstack.model.base import backbone, find_base, load_network, load_tokenizer
@@ -106,24 +106,6 @@ def test_the_fingerprint_does_not_depend_on_the_dtype_it_is_loaded_in(
     half.save(tmp_path / "half")
     assert Stack.load(tmp_path / "half").dtype == "bfloat16"
     assert Stack.load(tmp_path / "half", dtype="float32").stacked_on("clinical") == half.stacked_on("clinical")
-
-
-def test_a_tokenizer_without_padding_gets_one(copy: Path) -> None:
-    values = json.loads((copy / "tokenizer_config.json").read_text())
-    del values["pad_token"]
-    (copy / "tokenizer_config.json").write_text(json.dumps(values))
-    assert AutoTokenizer.from_pretrained(copy).pad_token_id is None
-    tokenizer = load_tokenizer(find_base(str(copy)))
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
-    assert len(tokenizer) == 300, "no token is added"
-    assert tokenizer(["chest pain", "pain"], padding=True)["input_ids"][1][-1] == 2
-
-
-def test_a_base_without_a_tokenizer_is_refused(copy: Path) -> None:
-    for file in copy.glob("tokenizer*"):
-        file.unlink()
-    with pytest.raises(InputError, match="tokenizer"):
-        load_tokenizer(find_base(str(copy)))
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:

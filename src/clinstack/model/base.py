@@ -12,18 +12,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
+from clinstack.model.config import load_config
+from clinstack.model.quantize import quantization_config, refuse_quantizing
+from clinstack.model.tokenizer import load_tokenizer as load_tokenizer
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -96,30 +92,10 @@ def _folder_of(name: str) -> Path:
         raise InputError(f"base: {name} could not be fetched from the hub ({type(error).__name__}).") from None
 
 
-def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; one without a padding token gets its end (or unknown) token for padding.
-
-    What pads is never read: attention masks and pooling go by length, not by token id.
-
-    Raises
-    ------
-    InputError
-        If the base has no tokenizer that transformers can open.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"base: {base.name}: its tokenizer could not be opened ({type(error).__name__}); "
-            "the folder needs tokenizer.json or its architecture's own tokenizer files."
-        ) from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
-    return tokenizer
-
-
-def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> PreTrainedModel:
+def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quantize: str = "none") -> PreTrainedModel:
     """Load the base as a causal language model, or as a classifier with a new float32 head.
+
+    A quantised base is placed where bitsandbytes computes: on the current CUDA device, on the CPU without one.
 
     Parameters
     ----------
@@ -131,13 +107,19 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> P
         Of the base's weights. The head is float32 whatever this is.
     seed : int
         Of the head's weights.
+    quantize : {"none", "8bit", "4bit"}
+        Bits of the linear layers below the head; embeddings, norms and head keep ``dtype``.
 
     Raises
     ------
     InputError
-        If transformers does not know the architecture, a file is damaged, weights are missing or of another shape, or
-        its head is not one linear layer.
+        If transformers does not know the architecture, a file is damaged, weights are missing or of another shape,
+        its head is not one linear layer, or it cannot be quantised.
     """
+    config = load_config(base)
+    refuse_quantizing(base, config, quantize)
+    if classes is not None:
+        config.num_labels = classes
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "local_files_only": True,
@@ -147,25 +129,25 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int) -> P
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
+    quantization = quantization_config(quantize, dtype)
+    if quantization is not None:
+        options["quantization_config"] = quantization
     before = transformers_logging.get_verbosity()
     # Its "newly initialized" notice about the head would be the only thing it says, and is expected.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        if classes is not None:
-            config.num_labels = classes
         kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
         loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(base.folder, config=config, **options)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise InputError(f"base: {base.name}: {str(error).splitlines()[0]}") from None
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise InputError(f"base: {base.name}: {str(error).strip().splitlines()[0]}") from None
     finally:
         transformers_logging.set_verbosity(before)
     network, loading = loaded
     network.config.use_cache = False
     if classes is not None:
         head = getattr(network, HEAD_MODULE, None)
-        if not isinstance(head, nn.Linear):
+        if type(head) is not nn.Linear:  # a quantised layer is a subclass
             raise InputError(
                 f"base: {base.name} ({type(network).__name__}) has no linear '{HEAD_MODULE}' layer; "
                 "decoder models (Llama, Mistral, Qwen, ...) have one. Encoders are not supported yet."
