@@ -18,7 +18,11 @@ from transformers.utils import logging as transformers_logging
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
 from clinstack.model.config import load_config
-from clinstack.model.quantize import quantization_config, refuse_quantizing
+from clinstack.model.quantize import (
+    compute_alike_in_training_and_evaluation,
+    quantization_config,
+    refuse_quantizing,
+)
 from clinstack.model.tokenizer import load_tokenizer as load_tokenizer
 
 EMBEDDED = "embedded"
@@ -144,6 +148,7 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quan
     finally:
         transformers_logging.set_verbosity(before)
     network, loading = loaded
+    compute_alike_in_training_and_evaluation(network)
     network.config.use_cache = False
     if classes is not None:
         head = getattr(network, HEAD_MODULE, None)

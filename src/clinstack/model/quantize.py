@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from clinstack.errors import InputError
 from clinstack.model.config import is_quantised
@@ -59,3 +59,14 @@ def quantization_config(quantize: str, dtype: str) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
+
+
+def compute_alike_in_training_and_evaluation(network: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers on a CPU with AVX-512 BF16.
+
+    It would do so at the first forward pass in evaluation mode, in place, for a faster product in bfloat16 whatever the
+    recipe's dtype: a stack would validate with other outputs than it trains with.
+    """
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
