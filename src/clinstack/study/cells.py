@@ -21,6 +21,8 @@ from pathlib import Path
 from queue import Empty
 from traceback import extract_tb
 
+from rich.markup import escape
+
 from clinstack.engine.progress import BarUpdate, WorkerBars, console, new_progress, send_bars_to
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import read_json
@@ -128,9 +130,15 @@ def run_cells(
             outcomes[cell.name] = outcome
             progress.advance(whole)
             if outcome.failure is None:
-                console.print(f"  done in {outcome.seconds:5.1f} s  {cell.name}  {outcome.figure}", highlight=False)
+                console.print(
+                    f"  done in {outcome.seconds:5.1f} s  {cell.name}  {outcome.figure}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             else:
-                console.print(f"  [red]failed[/]  {cell.name}: {outcome.failure}", highlight=False)
+                console.print(
+                    f"  [red]failed[/]  {cell.name}: {escape(outcome.failure)}", highlight=False, soft_wrap=True
+                )
 
         try:
             while waiting or running:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from clinstack import __version__
 from clinstack.files import write_json, write_text
 from clinstack.recipe import EvaluationRecipe
@@ -56,7 +58,7 @@ class TablePaths:
             if (printed := _printed(table)).rows:
                 console.print(rich_table(printed, ""))
         for sentence in self.sentences:
-            console.print(sentence, highlight=False)
+            console.print(escape(sentence), highlight=False)
 
 
 def write_table2(
@@ -170,7 +172,8 @@ def _measured(table: Table) -> Table:
         (name, [Cell(cell.text) if place == bits else cell for place, cell in enumerate(cells[:end])])
         for name, cells in table.rows
     ]
-    return replace(table, columns=table.columns[: end + 1], rows=rows)
+    heads = ["\n".join(column.rsplit(" ", 1)) for column in table.columns[: end + 1]]
+    return replace(table, columns=heads, rows=rows)
 
 
 def _printed(table: Table) -> Table:
