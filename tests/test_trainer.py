@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from clinstack.engine.checkpoint import BEST, LAST, TrainingState
-from clinstack.engine.language_modelling import PackedNotes
 from clinstack.engine.losses import causal_loss, classification_loss
-from clinstack.engine.trainer import build_optimizer, check_optimizer, learning_rate_factor, train
+from clinstack.engine.optimizer import build_optimizer, check_optimizer, learning_rate_factor
+from clinstack.engine.trainer import train
 from clinstack.errors import ClinstackError
 from clinstack.files import read_json
 from clinstack.model.checks import StackError
@@ -26,7 +26,7 @@ from clinstack.recipe import AdapterRecipe, FinetuneRecipe, TrainingRecipe
 from clinstack.run import Run, open_run
 from clinstack.tasks import Task
 from clinstack.tokens.encode import encode_documents
-from clinstack.tokens.pack import Segment, split_documents
+from clinstack.tokens.layout import lay_out
 
 Specs = dict[str, list[AdapterRecipe]]
 ROWS = 20
@@ -298,19 +298,17 @@ class Notes:
         self.stack = stack
         self.batch_size = batch_size
         texts = ["the patient was admitted with pain " * (1 + n % 5) for n in range(40)]
-        documents = encode_documents(stack.tokenizer, texts)
-        segments = split_documents([len(document) for document in documents], 256)
-        self.notes = PackedNotes(documents, [[segment] for segment in segments], 0)
+        self.rows = lay_out(encode_documents(stack.tokenizer, texts), "bucketed", 256, 0)
 
-    def epoch_batches(self, epoch: int) -> list[list[list[Segment]]]:
-        order = torch.randperm(len(self.notes.rows), generator=torch.Generator().manual_seed(epoch)).tolist()
-        return self.notes.batches(self.batch_size, order)
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(epoch)).tolist()
+        return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
-    def loss(self, batch: list[list[Segment]]) -> tuple[Tensor, float]:
-        packed = self.notes.collate(batch, self.stack.device)
-        return causal_loss(self.stack, packed), float(packed.predictions)
+    def loss(self, batch: Sequence[int]) -> tuple[Tensor, float]:
+        rows = self.rows.collate(batch)
+        return causal_loss(self.stack, rows), float(rows.predictions)
 
-    def size(self, batch: list[list[Segment]]) -> int:
+    def size(self, batch: Sequence[int]) -> int:
         return 1
 
     def validate(self) -> dict[str, float]:

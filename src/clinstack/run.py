@@ -36,12 +36,20 @@ class PrunedError(Exception):
 
 
 class Run:
-    """A Run directory that this process holds the lock of. Open it with `open_run`."""
+    """A Run directory that this process holds the lock of. Open it with `open_run`.
 
-    def __init__(self, folder: Path, recipe: StageRecipe, record: dict[str, Any]) -> None:
+    Attributes
+    ----------
+    writes : bool
+        False in a process that follows the one with the lock (see `follow_run`): what it logs or finishes is not
+        written, and files of its own it must not write either.
+    """
+
+    def __init__(self, folder: Path, recipe: StageRecipe, record: dict[str, Any], *, writes: bool = True) -> None:
         self.folder = folder
         self.recipe = recipe
         self.record = record
+        self.writes = writes
         self._started = time.monotonic()
 
     @property
@@ -56,6 +64,8 @@ class Run:
 
     def log(self, event: dict[str, Any]) -> None:
         """Append one line to ``log.jsonl``. Numbers and names only: never the text of a note."""
+        if not self.writes:
+            return
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
@@ -67,7 +77,7 @@ class Run:
     def rewind_log(self, size: int) -> None:
         """Drop what was logged after a checkpoint, because those steps are done again."""
         path = self.folder / "log.jsonl"
-        if path.exists() and path.stat().st_size > size:
+        if self.writes and path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
 
     def add_seconds(self, name: str, seconds: float) -> None:
@@ -85,6 +95,8 @@ class Run:
 
     def finish(self, **facts: Any) -> None:
         """Mark the Run done. The last thing a stage does: everything else must be on disk."""
+        if not self.writes:
+            return
         self.record.update(facts)
         self.record["status"] = "done"
         self.record["finished"] = _now()
@@ -147,6 +159,12 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
             raise
     finally:
         lock.release()
+
+
+def follow_run(recipe: StageRecipe) -> Run:
+    """Return the Run that another process of the same start has opened and holds; this one reads it only."""
+    folder = Path(recipe.run)
+    return Run(folder, recipe, read_json(folder / "run.json"), writes=False)
 
 
 def is_finished(recipe: StageRecipe, inputs: dict[str, str]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clinstack.engine.distributed import world
 from clinstack.engine.losses import encode_labels
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
@@ -56,15 +57,13 @@ class EncodedExamples:
     def compute_features(self, batch_size: int, description: str) -> None:
         """Run the frozen backbone over all examples and keep what the head reads, shape [examples, hidden]."""
         self._stack.eval()
-        parts: dict[int, Tensor] = {}
-        batches = sorted_batches(self.lengths, batch_size)
+        features = np.zeros((len(self.tokens), self._stack.head.in_features), dtype=np.float32)
+        batches = world().share(sorted_batches(self.lengths, batch_size))
         with torch.inference_mode(), progress_bar(description, len(batches), unit="notes") as bar:
             for batch in batches:
-                pooled = self._stack.pooled(*self._padded(batch))
-                parts.update(zip(batch, pooled, strict=True))
+                features[batch] = self._stack.pooled(*self._padded(batch)).cpu().numpy()
                 bar.advance(len(batch))
-        # Cloned: tensors made in inference mode cannot take part in training.
-        self.features = torch.stack([parts[index] for index in range(len(self.tokens))]).clone()
+        self.features = torch.from_numpy(world().add_up(features)).to(self._stack.device)
 
     def logits(self, batch: Sequence[int]) -> Tensor:
         """Return the stack's logits for some examples, shape [examples, classes]."""
@@ -77,12 +76,12 @@ class EncodedExamples:
         """Return the logits of all examples in order, shape [examples, classes]."""
         self._stack.eval()
         result = np.zeros((len(self.tokens), self._stack.head.out_features), dtype=np.float32)
-        batches = sorted_batches(self.lengths, batch_size)
+        batches = world().share(sorted_batches(self.lengths, batch_size))
         with torch.inference_mode(), progress_bar(description, len(batches), unit="notes") as bar:
             for batch in batches:
-                result[batch] = self.logits(batch).cpu().numpy()
+                result[batch] = self.logits(batch).float().cpu().numpy()
                 bar.advance(len(batch))
-        return result
+        return world().add_up(result)
 
     def _padded(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         sequences: list[Tokens] = [self.tokens[index] for index in batch]

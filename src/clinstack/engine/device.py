@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from clinstack.engine.distributed import world
+
 
 def pick_device() -> torch.device:
-    """Return the accelerator when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the accelerator of this process when there is one, else the CPU."""
+    return world().device

@@ -2,16 +2,21 @@
 
 Everything random is a function of (seed, step) or (seed, epoch), so a checkpoint needs no generator's state and a
 resumed run is, on the same machine, bit for bit the uninterrupted one.
+
+Of one subject each: `step` (gradients, whatever memory there is), `optimizer` (AdamW and its schedule), `guards` (what
+ends a training), `precision`, `distributed` and `sharding` (several devices), `tracking` (curves), `checkpoint`.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from clinstack.engine.checkpoint import (
     BEST,
@@ -22,10 +27,14 @@ from clinstack.engine.checkpoint import (
     save_checkpoint,
     save_tensors,
 )
+from clinstack.engine.distributed import world
+from clinstack.engine.guards import check_training_kept_the_spec
+from clinstack.engine.optimizer import build_optimizer, check_optimizer, set_learning_rate
+from clinstack.engine.precision import first_scale, forward_precision
 from clinstack.engine.progress import console, progress_bar
-from clinstack.errors import DivergedError
-from clinstack.model.base import HEAD_MODULE
-from clinstack.model.checks import StackError, check_active, check_trainable
+from clinstack.engine.sharding import WholeTensors
+from clinstack.engine.step import Objective, compute_gradients
+from clinstack.engine.tracking import tracked
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.stack import Stack
 from clinstack.recipe import TrainingRecipe
@@ -34,27 +43,28 @@ from clinstack.run import Run
 OnValidation = Callable[[int, dict[str, float]], None]
 
 
-class Objective(Protocol):
-    """What a stage trains on."""
+@dataclass(frozen=True)
+class Plan:
+    """How many steps there are, and after which of them the stack is validated."""
 
-    unit: str
-    """What `size` counts, for the rate: tokens or notes."""
+    steps_per_epoch: int
+    total: int
+    validate_every: int
 
-    def epoch_batches(self, epoch: int) -> Sequence[Any]:
-        """Return the epoch's batches, in order; a pure function of the epoch, as many in each."""
-        ...
+    @classmethod
+    def of(cls, objective: Objective, settings: TrainingRecipe) -> Plan:
+        """Return the plan of a recipe."""
+        steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
+        total = steps_per_epoch * settings.epochs
+        return cls(steps_per_epoch, min(total, settings.max_steps or total), settings.validate_every or steps_per_epoch)
 
-    def loss(self, batch: Any) -> tuple[Tensor, float]:
-        """Return the summed loss of a batch and its weight."""
-        ...
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch, from 1, that a number of finished steps ends in."""
+        return math.ceil(step / self.steps_per_epoch)
 
-    def size(self, batch: Any) -> int:
-        """Return how many units a batch holds."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """Return validation figures; ``score`` is the one to choose by, higher is better."""
-        ...
+    def validations_due(self, step: int) -> int:
+        """Return how many validations belong before the next step; the end has one, also when `max_steps` made it."""
+        return math.ceil(step / self.validate_every) if step == self.total else step // self.validate_every
 
 
 def train(
@@ -65,7 +75,7 @@ def train(
     description: str,
     on_validation: OnValidation | None = None,
 ) -> TrainingState:
-    """Train what the stack's spec calls trainable; afterwards the stack holds the best epoch's weights.
+    """Train what the stack's spec calls trainable; afterwards the stack holds the weights of the best validation.
 
     ``on_validation`` gets the number of each validation, from 1, and its figures. When it raises
     `clinstack.run.PrunedError`, training ends there, and so does the Run. A validation that is done again after a kill
@@ -76,187 +86,117 @@ def train(
     StackError
         If a frozen tensor changed, or a trainable one had no gradient or did not move.
     DivergedError
-        If the loss is not finite; the last checkpoint is from before.
+        If the loss or a gradient is not finite, or the loss jumped; the last checkpoint is from before.
     """
-    parameters = stack.trainable_parameters()
+    plan = Plan.of(objective, settings)
+    _prepare(stack, settings, plan)
     optimizer = build_optimizer(stack, settings)
     check_optimizer(stack, optimizer)
-    steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
-    total = min(steps_per_epoch * settings.epochs, settings.max_steps or steps_per_epoch * settings.epochs)
     last, best = run.checkpoints / LAST, run.checkpoints / BEST
-    state = load_checkpoint(last, parameters, optimizer) or _begin(stack)
+    state = load_checkpoint(last, stack, optimizer) or _begin(stack)
     run.rewind_log(state.log_size)
-    if state.threads != torch.get_num_threads():
-        console.print(
-            f"[yellow]{run.folder} was begun with {state.threads} threads and goes on with {torch.get_num_threads()}: "
-            "the result can differ in the last digits."
-        )
-
-    def keep() -> None:
-        state.log_size = run.log_size()
-        save_checkpoint(last, state, parameters, optimizer)
-
-    batches: Sequence[Any] = []
+    _say_what_differs(run, state)
+    batches: Sequence[Sequence[Any]] = []
     batches_of = -1
-    with progress_bar(description, total, done=state.step, unit=objective.unit) as bar:
+    with (
+        tracked(run, settings.tracking, description, state.step) as tracker,
+        progress_bar(description, plan.total, done=state.step, unit=objective.unit) as bar,
+    ):
+
+        def keep() -> None:
+            tracker.flush()
+            state.log_size = run.log_size()
+            save_checkpoint(last, state, stack, optimizer)
+
         while True:
-            epochs_done = state.step // steps_per_epoch
-            # The last step ends its epoch, also when max_steps cut it short.
-            epochs_ended = math.ceil(state.step / steps_per_epoch) if state.step == total else epochs_done
-            if epochs_ended > len(state.history):
-                _validate(stack, run, state, objective, best, epochs_ended)
+            if plan.validations_due(state.step) > len(state.history):
+                figures = _validate(stack, state, objective, best, plan)
+                run.log({"step": state.step, "epoch": plan.epoch_of(state.step), **figures})
+                tracker.log(figures, state.step)
                 if on_validation is not None:
                     on_validation(len(state.history), state.history[-1])
                 keep()
-            if state.step == total:
+            if state.step == plan.total or _is_out_of_patience(state, settings):
                 break
-            if batches_of != epochs_done:
-                batches, batches_of = objective.epoch_batches(epochs_done), epochs_done
-            at = (state.step % steps_per_epoch) * settings.accumulate
+            epoch = state.step // plan.steps_per_epoch
+            if batches_of != epoch:
+                batches, batches_of = objective.epoch_batches(epoch), epoch
+            at = (state.step % plan.steps_per_epoch) * settings.accumulate
             chosen = batches[at : at + settings.accumulate]
-            loss = _step(stack, state, settings, total, optimizer, objective, chosen, parameters)
-            run.log({"step": state.step, "epoch": epochs_done, "loss": loss})
-            if state.step % settings.checkpoint_every == 0:
+            began = time.monotonic()
+            loss, norm = compute_gradients(stack, state, settings, objective, chosen)
+            rate = set_learning_rate(optimizer, state.step, plan.total, settings)
+            optimizer.step()
+            state.step += 1
+            stack.after_step(state.step)
+            optimizer.zero_grad(set_to_none=True)
+            units = sum(objective.size(batch) for batch in chosen)
+            figures = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            run.log({"step": state.step, "epoch": epoch, **figures})
+            speed = units / max(time.monotonic() - began, 1e-9)
+            tracker.log({**figures, f"{objective.unit}_per_second": speed}, state.step)
+            # Where a validation is due, the checkpoint follows it: one of this step always holds both.
+            if state.step % settings.checkpoint_every == 0 and plan.validations_due(state.step) == len(state.history):
                 keep()
-            bar.advance(sum(objective.size(batch) for batch in chosen), note=f"loss {loss:.3f}")
+            bar.advance(units, note=f"loss {loss:.3f}")
     check_training_kept_the_spec(stack, state)
-    load_tensors(best, parameters)
+    world().wait()  # the main process may still be writing
+    load_tensors(best, stack)
     stack.eval()
     return state
 
 
-def build_optimizer(stack: Stack, settings: TrainingRecipe) -> torch.optim.Optimizer:
-    """Return AdamW over exactly the stack's trainable tensors; the head may have a learning rate of its own."""
-    head: list[nn.Parameter] = []
-    adapters: list[nn.Parameter] = []
-    for name, parameter in stack.trainable_parameters().items():
-        (head if name == f"{HEAD_MODULE}.weight" else adapters).append(parameter)
-    groups = [
-        {"params": adapters, "peak": settings.learning_rate},
-        {"params": head, "peak": settings.head_learning_rate or settings.learning_rate},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
+def _prepare(stack: Stack, settings: TrainingRecipe, plan: Plan) -> None:
+    if settings.gradient_checkpointing:
+        stack.use_gradient_checkpointing()
+    if settings.compile:
+        from clinstack.engine.compile import compile_layers
 
-
-def check_optimizer(stack: Stack, optimizer: torch.optim.Optimizer) -> None:
-    """Invariant 2: the optimizer holds exactly the tensors that the spec calls trainable, and they are trainable.
-
-    Raises
-    ------
-    StackError
-        Naming a tensor that is there and should not be, or is missing.
-    """
-    check_active(stack)
-    check_trainable(stack)
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in stack.network.named_parameters():
-        if (id(parameter) in held) != parameter.requires_grad:
-            raise StackError(
-                f"{name} is {'in' if id(parameter) in held else 'not in'} the optimizer, against the spec."
-            )
-
-
-def learning_rate_factor(step: int, total: int, settings: TrainingRecipe) -> float:
-    """Return the share of the peak learning rate at a step (from 0): linear warm-up, then the schedule to 0."""
-    warmup = int(settings.warmup_ratio * total)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, total - warmup)
-    if settings.schedule == "linear":
-        return 1.0 - done
-    if settings.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
-    return 1.0
-
-
-def check_training_kept_the_spec(stack: Stack, state: TrainingState) -> None:
-    """Invariant 2 after training: what is frozen has its old hash, what is trainable had a gradient and moved.
-
-    Raises
-    ------
-    StackError
-        Naming the tensor.
-    """
-    check_active(stack)
-    check_trainable(stack)
-    if tensors_hash(stack.frozen_tensors()) != state.frozen:
-        raise StackError("A tensor that the spec calls frozen changed during training.")
-    if state.step < 2:
-        return  # In the first step a new LoRA's A has no gradient, because B is zero.
-    if state.without_gradient:
-        raise StackError(f"{state.without_gradient[0]} is trainable and never had a gradient.")
-    for name, parameter in stack.trainable_parameters().items():
-        if tensors_hash({name: parameter}) == state.initial[name]:
-            raise StackError(f"{name} is trainable and did not move.")
+        compile_layers(stack)
+    stack.begin_training(plan.total)
 
 
 def _begin(stack: Stack) -> TrainingState:
-    parameters = stack.trainable_parameters()
+    parameters = WholeTensors(stack.trainable_parameters())
     return TrainingState(
-        initial={name: tensors_hash({name: parameter}) for name, parameter in parameters.items()},
-        frozen=tensors_hash(stack.frozen_tensors()),
+        initial={name: tensors_hash({name: parameters[name]}) for name in parameters},
+        frozen=tensors_hash(WholeTensors(stack.frozen_tensors())),
         without_gradient=sorted(parameters),
+        loss_scale=first_scale(stack),
         threads=torch.get_num_threads(),
+        processes=world().size,
     )
 
 
-def _step(
-    stack: Stack,
-    state: TrainingState,
-    settings: TrainingRecipe,
-    total: int,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    batches: Sequence[Any],
-    parameters: dict[str, nn.Parameter],
-) -> float:
-    """Do one optimizer step over ``batches`` and return its loss."""
-    torch.manual_seed(settings.seed * 1_000_003 + state.step)
-    stack.train()
-    losses = 0.0
-    weights = 0.0
-    for batch in batches:
-        loss, weight = objective.loss(batch)
-        loss.backward()
-        losses += loss.item()
-        weights += weight
-    value = losses / weights
-    if not math.isfinite(value):
-        raise DivergedError(
-            f"The loss is {value} at step {state.step + 1}; the last checkpoint is from before. "
-            "Lower training.learning_rate and begin anew with --fresh."
-        )
-    for parameter in parameters.values():
-        if parameter.grad is not None:
-            parameter.grad.div_(weights)
-    if state.without_gradient:
-        state.without_gradient = [name for name in state.without_gradient if not _has_gradient(parameters[name])]
-    nn.utils.clip_grad_norm_(list(parameters.values()), settings.gradient_clip)
-    factor = learning_rate_factor(state.step, total, settings)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return value
+def _say_what_differs(run: Run, state: TrainingState) -> None:
+    """Say what makes the rest of a run differ in the last digits from what it would have been."""
+    here = world()
+    for what, then, now in (
+        ("threads", state.threads, torch.get_num_threads()),
+        ("processes", state.processes, here.size),
+    ):
+        if then != now:
+            console.print(
+                f"[yellow]{run.folder} was begun with {then} {what} and goes on with {now}: "
+                "the result can differ in the last digits."
+            )
 
 
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.any())
-
-
-def _validate(stack: Stack, run: Run, state: TrainingState, objective: Objective, best: Any, epoch: int) -> None:
-    """Measure, and keep the weights when they are the best so far (the earlier epoch on a tie)."""
+def _validate(stack: Stack, state: TrainingState, objective: Objective, best: Path, plan: Plan) -> dict[str, float]:
+    """Measure, keep the weights when they are the best so far (the earlier ones on a tie), and return what to log."""
     stack.eval()
-    with torch.inference_mode():
-        figures = objective.validate()
-    scores = [entry["score"] for entry in state.history]
-    state.history.append(figures)
-    if not scores or figures["score"] > max(scores):
-        state.best_epoch = epoch
-        save_tensors(best, stack.trainable_parameters())
-    run.log({"step": state.step, "epoch": epoch, **{f"validation_{key}": value for key, value in figures.items()}})
+    with torch.inference_mode(), forward_precision(stack):
+        # All decide by the same figures, also where two devices round differently.
+        figures = world().send(objective.validate())
+    best_score = state.best_score
+    state.history.append({**figures, "step": state.step, "epoch": plan.epoch_of(state.step)})
+    if best_score is None or figures["score"] > best_score:
+        state.best = len(state.history) - 1
+        save_tensors(best, stack)
+    return {f"validation_{key}": value for key, value in figures.items()}
+
+
+def _is_out_of_patience(state: TrainingState, settings: TrainingRecipe) -> bool:
+    if settings.patience is None or state.best is None:
+        return False
+    return len(state.history) - 1 - state.best >= settings.patience

@@ -375,6 +375,25 @@ class Stack:
         """Return class logits in float32, shape [rows, classes]."""
         return cast(Tensor, self.head(self.pooled(input_ids, attention_mask)))
 
+    # ------------------------------------------------------------------ training
+
+    def begin_training(self, total_steps: int) -> None:
+        """Tell the adapters' methods how many optimizer steps there will be."""
+
+    def after_step(self, step: int) -> None:
+        """Let the methods work after an optimizer step (numbered from 1), while its gradients are still there."""
+
+    def penalty(self) -> Tensor | None:
+        """Return what the methods add to a step's mean loss."""
+        return None
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must keep beside the trainable tensors."""
+        return {}
+
+    def load_method_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore `method_state`."""
+
     # ------------------------------------------------------------------ saving and loading
 
     def save(self, folder: Path) -> None:

@@ -15,16 +15,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from clinstack.engine.checkpoint import BEST
 from clinstack.engine.classification import EncodedExamples, predictions_table
-from clinstack.engine.device import pick_device
+from clinstack.engine.distributed import open_shared_run
 from clinstack.engine.losses import class_weights, classification_loss
+from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import classification_metrics, primary_auroc
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
 from clinstack.recipe import FinetuneRecipe, stack_label
-from clinstack.run import Run, adapter_files, open_run
+from clinstack.run import Run, adapter_files
 from clinstack.tasks import Task
 from clinstack.tokens.batches import shuffled_batches
 
@@ -84,15 +86,20 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
     task, examples = read_examples(folder)
     label = stack_label(recipe.adapters)
     facts = {"stage": "finetune", "label": label, "task": task.name, "synthetic": is_synthetic(folder)}
-    with open_run(recipe, inputs, fresh=fresh, **facts) as run:
+    with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
         if run.is_done:
             return run
         title = f"{task.name} {label}"
         batch_size = recipe.training.batch_size
+
+        def build() -> Stack:
+            built = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
+            built.max_tokens, built.suffix, built.keep = recipe.max_tokens, recipe.suffix, recipe.keep
+            return built
+
         with run.timed("prepare"):
-            stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
-            stack.max_tokens, stack.suffix, stack.keep = recipe.max_tokens, recipe.suffix, recipe.keep
-            stack.to(pick_device())
+            stack = build()
+            place(stack)
             encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
             if stack.backbone_is_frozen:
                 for name, split in encoded.items():
@@ -102,6 +109,8 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             state = train(stack, run, recipe.training, objective, title, on_validation)
         with run.timed("evaluate"):
             logits = {name: encoded[name].all_logits(batch_size, f"{title}: {name}") for name in ("validation", "test")}
+            if not run.writes:
+                return run
             with replacing_file(run.folder / "predictions.parquet") as temporary:
                 pq.write_table(predictions_table(task, examples, logits), temporary)
             metrics: dict[str, Any] = {"best_epoch": state.best_epoch, "validation": state.history}
@@ -114,6 +123,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
                 recipe.evaluation.seed,
             )
             metrics["tokens"] = {name: split.token_counts() for name, split in encoded.items()}
+        stack = whole_stack(stack, build, run.checkpoints / BEST)
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())

@@ -1,0 +1,137 @@
+"""Curves of a training: TensorBoard's files in the Run, or Weights & Biases or MLflow by name, through accelerate.
+
+Numbers only, never the text of a note. Nothing goes over the network unless the user has told the tracker to: W&B runs
+offline and MLflow writes into the Run until their own environment variables say otherwise.
+
+Points are handed on when a checkpoint is written, so a killed run draws the steps that it repeats once: what was drawn
+after the last checkpoint is asked for and not drawn again, and TensorBoard's reader drops it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from clinstack.engine.distributed import world
+from clinstack.errors import InputError
+from clinstack.run import Run
+
+PROJECT = "clinstack"
+FOLDER = "tensorboard"
+
+
+class Tracker:
+    """Keeps points until they may be drawn. Without a tracker of accelerate's it draws nothing."""
+
+    def __init__(self, inner: Any = None, drawn_to: int = 0) -> None:
+        self._inner = inner
+        self._drawn_to = drawn_to
+        self._points: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Remember the figures of a step."""
+        if self._inner is not None and step > self._drawn_to:
+            self._points.append((step, dict(figures)))
+
+    def flush(self) -> None:
+        """Draw what was remembered."""
+        merged: dict[int, dict[str, float]] = {}
+        for step, figures in self._points:
+            merged.setdefault(step, {}).update(figures)
+        for step, figures in merged.items():
+            self._inner.log(figures, step=step)
+        self._points = []
+        flush = getattr(getattr(self._inner, "writer", None), "flush", None)
+        if flush is not None:
+            flush()
+
+
+@contextmanager
+def tracked(run: Run, name: str, title: str, step: int) -> Iterator[Tracker]:
+    """Yield the tracker of a training that goes on after a step; nothing is drawn outside the main process.
+
+    Raises
+    ------
+    InputError
+        If the tracker's package is not installed.
+    """
+    if name == "none" or not world().is_main:
+        yield Tracker()
+        return
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"training.tracking: {name} is not installed; pip install {name}, or choose tensorboard.")
+    inner, drawn_to = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](run, title, step)
+    tracker = Tracker(inner, drawn_to)
+    try:
+        yield tracker
+    finally:
+        inner.finish()
+
+
+def _tensorboard(run: Run, title: str, step: int) -> tuple[Any, int]:
+    from accelerate.tracking import TensorBoardTracker
+
+    # The reader drops points from purge_step on that older files hold.
+    purge = {"purge_step": step + 1} if step else {}
+    tracker = TensorBoardTracker("", logging_dir=run.folder / FOLDER, **purge)
+    tracker.start()
+    return tracker, 0
+
+
+def _wandb(run: Run, title: str, step: int) -> tuple[Any, int]:
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    configured = any(os.environ.get(f"WANDB_{name}") for name in ("MODE", "API_KEY", "BASE_URL"))
+    settings = wandb.Settings(
+        # Neither the console's lines, nor code, nor the machine's state.
+        console="off",
+        disable_git=True,
+        save_code=False,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        silent=True,
+    )
+    tracker = WandBTracker(
+        PROJECT,
+        name=title,
+        id=identity(run),
+        resume="allow",
+        dir=str(run.folder),
+        mode=None if configured else "offline",
+        settings=settings,
+    )
+    tracker.start()
+    return tracker, 0  # W&B itself ignores a step that it has
+
+
+def _mlflow(run: Run, title: str, step: int) -> tuple[Any, int]:
+    import mlflow
+    from accelerate.tracking import MLflowTracker
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri((run.folder / "mlflow").resolve().as_uri())
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(PROJECT)
+    known = []
+    if experiment is not None:
+        known = client.search_runs([experiment.experiment_id], f"tags.clinstack_run = '{identity(run)}'")
+    tracker = MLflowTracker(
+        PROJECT,
+        run_id=known[0].info.run_id if known else None,
+        run_name=title,
+        tags={"clinstack_run": identity(run)},
+    )
+    tracker.start()
+    drawn = client.get_metric_history(known[0].info.run_id, "loss") if known else []
+    return tracker, max((point.step for point in drawn), default=0)
+
+
+def identity(run: Run) -> str:
+    """Return a name for this Run that is the same at each start and another after --fresh."""
+    return hashlib.sha256(f"{run.folder.resolve()} {run.record['created']}".encode()).hexdigest()[:16]
