@@ -1,0 +1,310 @@
+"""The ways to train that `pretraining.py` compares; it starts one process of this file for each.
+
+A process takes turns: for each line "turn" that it reads it does some optimizer steps and answers with one JSON line.
+In between it waits, so that all ways meet the machine in the same state. The ways of other packages run in Pythons of
+their own, so nothing here imports clinstack before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+CONTEXT = 512
+ROWS = 4
+"""Rows in a step: notes where they are padded, packed rows where they are packed."""
+STEPS = 4
+"""Optimizer steps in a turn."""
+WARM_UP = 3
+"""Steps before the first turn, which are not timed."""
+ENDLESS = 1_000_000
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+
+
+def resident(field: str = "VmRSS") -> float:
+    """Return this process's resident memory in MB, now (VmRSS) or at its highest since `forget_peak` (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew at what is resident now (proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+class Turns:
+    """Counts and times the steps of a way, and waits for its next turn after the last step of one."""
+
+    def __init__(self) -> None:
+        # Whatever libraries print goes to stderr; answers go where stdout was.
+        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self._steps = 0
+        self._left = WARM_UP
+        self._before: float | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._wall = self._cpu = 0.0
+        self._useful = self._computed = 0
+
+    def begin(self) -> None:
+        """Begin a step."""
+        if self._before is None:
+            self._before = resident()
+        self._started = (time.perf_counter(), time.process_time())
+
+    def count(self, useful: int, computed: int) -> None:
+        """Count the tokens of the step: those that are no padding, and all that went through the model."""
+        self._useful += useful
+        self._computed += computed
+
+    def end(self, loss: float) -> None:
+        """End a step; after the last of a turn answer, and wait for the next turn."""
+        wall, cpu = self._started
+        self._wall += time.perf_counter() - wall
+        self._cpu += time.process_time() - cpu
+        self._steps += 1
+        self._left -= 1
+        if self._left:
+            return
+        answer = {
+            "steps": self._steps,
+            "loss": loss,
+            "useful": self._useful,
+            "computed": self._computed,
+            "wall": self._wall,
+            "cpu": self._cpu,
+            "before": self._before,
+            "peak": resident("VmHWM"),
+        }
+        self._answers.write(json.dumps(answer) + "\n")
+        self._reset()
+        self._left = STEPS
+        if sys.stdin.readline().strip() != "turn":
+            # Trainers would go on to save and say good-bye.
+            os._exit(0)
+        forget_peak()
+
+
+# ---------------------------------------------------------------------- what all read
+
+
+def read_texts(work: Path) -> list[str]:
+    """Return the invented notes: words of a vocabulary of 32,000, one token each."""
+    return [json.loads(line)["text"] for line in (work / "notes.jsonl").read_text().splitlines()]
+
+
+def make_work(work: Path, model: dict[str, int], groups: int, seed: int = 0) -> None:
+    """Write notes, tokenizer and a random model into ``work``."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "<pad>"]
+    words += [f"w{index}" for index in range(32_000 - len(words))]
+    inner = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        max_position_embeddings=2 * CONTEXT,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        tie_word_embeddings=False,
+        **model,
+    )
+    LlamaForCausalLM(config).save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    with (work / "notes.jsonl").open("w") as file:
+        for text in invent_notes(words[4:], groups, seed):
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def invent_notes(words: list[str], groups: int, seed: int) -> Iterator[str]:
+    """Yield notes with lengths like MIMIC-IV-Note's: radiology about 300 tokens, discharge about 2,300, seven to one.
+
+    Lengths are lognormal (sigma 0.5). Each group of 16 notes takes them at even steps of the distribution, begun at
+    another place, so that each turn of the padded ways meets nearly the same lengths.
+    """
+    from statistics import NormalDist
+
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    normal = NormalDist()
+    for group in range(groups):
+        offset = (0.5 + group * 0.6180339887) % 1
+        lengths = []
+        for mean, count in ((300, 14), (2300, 2)):
+            places = [(index + offset) / count for index in range(count)]
+            # exp(mu + sigma^2 / 2) is a lognormal's mean.
+            lengths += [int(mean * np.exp(0.5 * normal.inv_cdf(place) - 0.125)) for place in places]
+        for length in random.permutation(lengths):
+            yield " ".join(words[index] for index in random.integers(0, len(words), max(20, length)))
+
+
+# ---------------------------------------------------------------------- the ways
+
+
+def published(work: Path, turns: Turns) -> None:
+    """Train as the paper's code does: the first tokens of each note, padded to the context, and all logits."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(work / "model")
+    model = AutoModelForCausalLM.from_pretrained(work / "model", use_cache=False)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-4)
+    texts = [f"<s> {text} </s>" for text in read_texts(work)]
+    encoded = tokenizer(
+        texts, max_length=CONTEXT, truncation=True, padding="max_length", add_special_tokens=False, return_tensors="pt"
+    )
+    labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
+    model.train()
+    for at in itertools.cycle(range(0, len(texts) - ROWS + 1, ROWS)):
+        turns.begin()
+        here = slice(at, at + ROWS)
+        mask = encoded.attention_mask[here]
+        turns.count(int(mask.sum()), mask.numel())
+        loss = model(input_ids=encoded.input_ids[here], attention_mask=mask, labels=labels[here]).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        turns.end(loss.item())
+
+
+def clinstack(work: Path, turns: Turns) -> None:
+    """Train as `clinstack pretrain` does."""
+    stack = build_stack(work)
+    train_stack(stack, lay_notes_out(stack, read_texts(work)), turns)
+
+
+def clinstack_compiled(work: Path, turns: Turns) -> None:
+    """Train as `clinstack pretrain` with training.compile does."""
+    stack = build_stack(work, compiled=True)
+    train_stack(stack, lay_notes_out(stack, read_texts(work)), turns)
+
+
+def build_stack(work: Path, compiled: bool = False) -> Any:
+    """Return the model under a new LoRA, its layers compiled on demand."""
+    from clinstack.model.stack import Stack
+    from clinstack.recipe import AdapterRecipe
+
+    stack = Stack.build(str(work / "model"), [AdapterRecipe(name="clinical")], seed=0)
+    if compiled:
+        # What compiles is not what trains: its code is in memory before the first step.
+        importlib.import_module("torch._inductor.compile_fx")
+        importlib.import_module("clinstack.engine.compile").compile_layers(stack)
+    stack.train()
+    return stack
+
+
+def lay_notes_out(stack: Any, texts: list[str]) -> Any:
+    """Return the packed rows of texts."""
+    import numpy as np
+
+    from clinstack.tokens.documents import Documents
+    from clinstack.tokens.layout import lay_out
+
+    tokenizer = stack.tokenizer
+    ids = [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    documents = Documents.of(ids, [tokenizer.bos_token_id], [tokenizer.eos_token_id])
+    return lay_out(documents, "packed", CONTEXT, tokenizer.pad_token_id)
+
+
+def train_stack(stack: Any, notes: Any, turns: Turns) -> None:
+    """Take turns at a stack's optimizer steps."""
+    import torch
+
+    from clinstack.engine.losses import causal_loss
+    from clinstack.engine.trainer import build_optimizer
+    from clinstack.recipe import TrainingRecipe
+
+    settings = TrainingRecipe(batch_size=ROWS)
+    optimizer = build_optimizer(stack, settings)
+    parameters = list(stack.trainable_parameters().values())
+    for epoch in range(ENDLESS):
+        for chosen in notes.shuffled(ROWS, settings.seed, epoch):
+            turns.begin()
+            batch = notes.collate(chosen)
+            turns.count(batch.predictions, batch.input_ids.numel())
+            loss = causal_loss(stack, batch)
+            loss.backward()
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(batch.predictions)
+            torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            turns.end(loss.item() / batch.predictions)
+
+
+def check_losses(work: Path, compiled: bool) -> float:
+    """Compare packed documents to each alone with all its logits.
+
+    Returns
+    -------
+    float
+        Largest relative difference of the loss or of a tensor's gradient.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from clinstack.engine.losses import causal_loss
+
+    stack = build_stack(work)
+    parameters = list(stack.trainable_parameters().values())
+    generator = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        # A new LoRA's B is zero, and A then has no gradient to compare.
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    notes = lay_notes_out(stack, read_texts(work)[:6])
+    plain = torch.zeros(())
+    for document in notes.documents:
+        for start in range(0, len(document) - 1, CONTEXT):
+            tokens = torch.from_numpy(document[start : start + CONTEXT + 1])
+            logits = stack.network(input_ids=tokens[None, :-1]).logits[0]
+            plain = plain + F.cross_entropy(logits, tokens[1:], reduction="sum")
+    plain_gradients = torch.autograd.grad(plain, parameters)
+    if compiled:
+        importlib.import_module("clinstack.engine.compile").compile_layers(stack)
+    ours = causal_loss(stack, notes.collate(range(len(notes))))
+    our_gradients = torch.autograd.grad(ours, parameters)
+    differences = [abs(ours.item() / plain.item() - 1)]
+    for mine, other in zip(our_gradients, plain_gradients, strict=True):
+        differences.append(float((mine - other).norm() / other.norm()))
+    return max(differences)
+
+
+WAYS: dict[str, Callable[[Path, Turns], None]] = {
+    "published": published,
+    "published, memory kept": published,
+    "clinstack": clinstack,
+    "clinstack compiled": clinstack_compiled,
+}
+
+if __name__ == "__main__":
+    chosen, folder = sys.argv[1], Path(sys.argv[2])
+    if chosen == "make":
+        make_work(folder, json.loads(sys.argv[3]), int(sys.argv[4]))
+    elif chosen == "check":
+        print(check_losses(folder, compiled=sys.argv[3] == "clinstack compiled"))
+    else:
+        WAYS[chosen](folder, Turns())
