@@ -33,7 +33,7 @@ class TrialResult:
     number : int
         From 0; its Run is ``trials/<number>``.
     state : str
-        ``complete``, ``pruned`` or ``failed`` (its loss was no number).
+        ``complete``, ``pruned`` or ``failed`` (its loss was no number, or the base cannot have its values).
     value : float or None
         Of the sweep's metric on the validation patients: of the weights that were kept, or the last of a pruned trial.
     params : dict
@@ -43,6 +43,8 @@ class TrialResult:
         How often it was measured.
     validation : dict or None
         All validation figures of the weights that were kept.
+    reason : str or None
+        Why it failed.
     """
 
     number: int
@@ -52,6 +54,7 @@ class TrialResult:
     seconds: float | None
     validations: int
     validation: dict[str, float] | None
+    reason: str | None
 
 
 def trial_result(trial: FrozenTrial, space: Space) -> TrialResult:
@@ -64,6 +67,7 @@ def trial_result(trial: FrozenTrial, space: Space) -> TrialResult:
         seconds=trial.user_attrs.get("seconds"),
         validations=len(trial.intermediate_values),
         validation=trial.user_attrs.get("validation"),
+        reason=trial.user_attrs.get("reason"),
     )
 
 
@@ -77,7 +81,8 @@ def best_of(results: Sequence[TrialResult], recipe: SweepRecipe) -> TrialResult:
     """
     complete = [result for result in results if result.state == "complete" and result.value is not None]
     if not complete:
-        raise ClinstackError("No trial came to its end with a loss that is a number; lower training.learning_rate.")
+        reason = next((f": {result.reason}" for result in results if result.reason), ".")
+        raise ClinstackError(f"None of the {len(results)} trials came to its end{reason}")
     sign = 1 if recipe.direction == "minimize" else -1
     return min(complete, key=lambda result: (sign * (result.value or 0.0), result.number))
 
@@ -125,7 +130,8 @@ def results_table(results: Sequence[dict[str, Any]], metrics: dict[str, Any]) ->
 def line_of(result: TrialResult, metric: str) -> str:
     """Return a trial on one line."""
     figure = "" if result.value is None else f" {metric} {result.value:.4f}"
-    return f"trial {result.number} {result.state}:{figure} ({describe(result.params)})"
+    reason = f"; {result.reason}" if result.reason else ""
+    return f"trial {result.number} {result.state}:{figure} ({describe(result.params)}){reason}"
 
 
 def _keys(results: Sequence[dict[str, Any]]) -> list[str]:

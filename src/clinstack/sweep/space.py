@@ -57,7 +57,7 @@ class Space:
         if isinstance(recipe.overrides, tuple):
             plain = apply_overrides(plain, recipe.overrides)
         else:
-            for key, value in recipe.overrides.items():
+            for key, value in _dotted(recipe.overrides):
                 set_value(plain, key, value, f"overrides: {key}")
         if plain.get("stage") not in {"pretrain", "finetune"}:
             raise InputError(f"recipe: {recipe.recipe} is no recipe of pretrain or finetune.")
@@ -157,6 +157,15 @@ class Space:
 def describe(values: Mapping[str, Any]) -> str:
     """Write values on one line."""
     return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+
+
+def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values, so that a mapping changes a section and does not replace it."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def stored(choice: Any) -> bool | int | float | str | None:

@@ -60,7 +60,9 @@ def sweep(recipe: SweepRecipe, *, fresh: bool = False) -> Run:
             console.print(f"The space has {total} configurations: {total} trials instead of {recipe.trials}.")
 
         def say(trial: FrozenTrial) -> None:
-            console.print(f"  {line_of(trial_result(trial, space), recipe.metric)}", highlight=False, markup=False)
+            console.print(
+                f"  {line_of(trial_result(trial, space), recipe.metric)}", highlight=False, markup=False, soft_wrap=True
+            )
 
         with run.timed("trials"):
             if recipe.workers == 1:

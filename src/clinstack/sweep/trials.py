@@ -13,7 +13,7 @@ from clinstack.files import read_json
 from clinstack.recipe import PretrainRecipe, SweepRecipe
 from clinstack.run import PrunedError, Run
 from clinstack.sweep.propose import number_of_trials, propose
-from clinstack.sweep.space import Space, TrialRecipe, describe
+from clinstack.sweep.space import Space, TrialRecipe
 from clinstack.sweep.storage import Locks, Release, open_study
 
 if TYPE_CHECKING:
@@ -54,11 +54,6 @@ def work(job: SweepJob, on_trial: Callable[[FrozenTrial], None] | None = None) -
     job : SweepJob
     on_trial : callable, optional
         Gets each trial that this worker finished.
-
-    Raises
-    ------
-    InputError
-        If a trial's recipe cannot be trained on this base or these notes; with the trial and its values.
     """
     space = Space.of(job.recipe)
     total = number_of_trials(job.recipe, space)
@@ -134,11 +129,10 @@ def _run_trial(job: SweepJob, space: Space, study: optuna.Study, number: int) ->
     except PrunedError:
         trial.set_user_attr("seconds", _seconds(job.run_of(number)))
         study.tell(number, state=TrialState.PRUNED)
-    except DivergedError:
-        trial.set_user_attr("seconds", _seconds(job.run_of(number)))
+    except (DivergedError, InputError) as error:
+        # A loss that is no number, or values that this base cannot have: others can do better.
+        trial.set_user_attr("reason", str(error))
         study.tell(number, state=TrialState.FAIL)
-    except InputError as error:
-        raise InputError(f"trial {number} ({describe(values)}): {error}") from None
     else:
         figures = kept_figures(run)
         trial.set_user_attr("seconds", _seconds(run.folder))
