@@ -290,6 +290,7 @@ def write_run(folder: Path, method: str, strength: float, base: str = "embedded"
             "label": "clinical",
             "synthetic": synthetic,
             "seconds": {"train": 50.0, "total": 70.0},
+            "tokens_per_second": 1234.5,
             "versions": {"clinstack": "0.1.0"},
             "hardware": {"cores": 2},
             "stack": {
@@ -301,8 +302,6 @@ def write_run(folder: Path, method: str, strength: float, base: str = "embedded"
         },
     )
     write_text(folder / "recipe.yaml", f"adapters: [{{name: clinical, method: {method}}}]\n")
-    lines = [{"step": 1, "tokens": 4000}, {"step": 2, "tokens": 6000}, {"step": 2, "validation_loss": 1.0}]
-    write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def table_of(root: Path, runs: dict[str, float], failures: dict[str, str] | None = None, **facts: Any) -> TablePaths:
@@ -332,7 +331,7 @@ def test_the_table_has_what_was_measured_and_what_is_printed(tmp_path: Path) -> 
     metrics = read_json(tmp_path / "lora" / "metrics.json")
     assert lora["test_perplexity"] == metrics["test"]["adapted"]["perplexity"]
     assert lora["bits_per_character"] == metrics["test"]["adapted"]["bits_per_character"]
-    assert (lora["train_seconds"], lora["train_tokens"], lora["trainable_parameters"]) == (50.0, 10_000, 12_345)
+    assert (lora["train_seconds"], lora["tokens_per_second"], lora["trainable_parameters"]) == (50.0, 1234.5, 12_345)
     assert lora["paper"]["test_perplexity"] == 2.244
     assert data["order"][0]["cells"] == ["lora", "prefix", "adaption_prompt", "p_tuning", "prompt"]
     assert data["order"][0]["first_over_second"]["value"] == pytest.approx(np.exp(-0.3), abs=0.01)
@@ -340,10 +339,10 @@ def test_the_table_has_what_was_measured_and_what_is_printed(tmp_path: Path) -> 
         for row in TABLE2[:5]:
             for printed in (f"{row.trainable_parameters:,}", row.train_perplexity, row.test_perplexity, row.time):
                 assert printed in text
-        assert "200/s" in text
+        assert "1,234/s" in text
         assert "Synthetic patients, toy base model" in text
         assert "not comparable" in text
-        assert "Paper: test perplexity" in text
+        assert "Paper: test" in text
         assert "LoRA is first, as in the paper." in text
         assert "No better than the unchanged base: Prompt tuning." in text
         assert str(tmp_path) not in text
@@ -358,6 +357,18 @@ def test_a_terminal_shows_all_of_it(tmp_path: Path, width: int) -> None:
         assert row.test_perplexity in text
         assert row.time in text
     assert "synthetic patients" in text
+
+
+def test_perplexity_as_published_is_told_where_it_was_measured(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "lora", 0.5)
+    metrics = read_json(tmp_path / "a" / "metrics.json")
+    metrics["test"]["published"] = {"perplexity": 5.4321, "by_token": 5.5}
+    write_json(tmp_path / "a" / "metrics.json", metrics)
+    paths = write_table2(tmp_path, {"a": (tmp_path / "a", "LLaMA")}, {}, EvaluationRecipe(resamples=100))
+    wanted = "As the published code measures, the mean over batches of their means: a 5.43."
+    assert wanted in paths.sentences
+    assert wanted in paths.markdown.read_text("utf-8")
+    assert read_json(paths.json)["rows"][0]["published_test_perplexity"] == 5.4321
 
 
 def test_another_method_first_is_said(tmp_path: Path) -> None:

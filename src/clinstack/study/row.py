@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +61,20 @@ class Row:
         return None if seconds is None else float(seconds)
 
     @property
-    def tokens(self) -> int | None:
-        """Tokens read in training, padding not counted."""
-        path = self.run.folder / "log.jsonl"
-        if not path.is_file():
-            return None
-        read = [json.loads(line).get("tokens") for line in path.read_text(encoding="utf-8").splitlines()]
-        known = [int(tokens) for tokens in read if tokens is not None]
-        return sum(known) if known else None
+    def tokens_per_second(self) -> float | None:
+        """Predicted tokens of the training, padding not counted, over the time without validations."""
+        speed = self.run.record.get("tokens_per_second")
+        return None if speed is None else float(speed)
 
     def perplexity(self, split: str, model: str = "adapted") -> dict[str, Any] | None:
         """Return the estimate of a split, or None where it was not measured."""
         figures = self.run.metrics.get(split)
         return figures[model]["perplexity"] if isinstance(figures, dict) and model in figures else None
+
+    def published(self, split: str) -> float | None:
+        """Return perplexity as the published code takes it, where the Run measured that too."""
+        figures = self.run.metrics.get(split, {}).get("published")
+        return None if figures is None else float(figures["perplexity"])
 
     def bits(self, model: str = "adapted") -> dict[str, Any]:
         """Return the test notes' bits per character."""
@@ -96,6 +96,9 @@ class Row:
             "bits_per_character": self.bits(),
             "base_bits_per_character": self.bits("base"),
             "train_seconds": self.seconds,
-            "train_tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "layout": self.run.metrics.get("layout"),
+            "published_test_perplexity": self.published("test"),
+            "published_train_perplexity": self.published("train"),
             "paper": None if self.paper is None else self.paper.to_dict(),
         }

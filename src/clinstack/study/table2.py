@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TITLE = "Pretraining methods beside each other"
 PAPER = "Paper: "
 _MEASURED = ("Trainable", "Train perplexity", "Test perplexity", "Bits per character", "Time, tokens/s")
-_PRINTED = tuple(PAPER + name for name in ("trainable", "train perplexity", "test perplexity", "time"))
+_PRINTED = tuple(PAPER + name for name in ("trainable", "train", "test", "time"))
 _WIDE = 130
 """Columns of a terminal that shows both halves beside each other."""
 Key = tuple[str | None, str | None]
@@ -95,6 +95,7 @@ def write_table2(
         for key, order, pair in zip(groups, orders, pairs, strict=True)
         for sentence in order_sentences(order, pair, _place(key, groups))
     ]
+    sentences += _published_sentences(rows)
     sentences += [f"Not in the table: {name}, because {reason}." for name, reason in failures.items()]
     tables = [_table(key, group, groups) for key, group in groups.items()]
     context = {
@@ -130,6 +131,20 @@ def write_table2(
     write_text(paths.markdown, environment.get_template("study.md.j2").render(**context))
     write_text(paths.html, environment.get_template("study.html.j2").render(**context))
     return paths
+
+
+def _published_sentences(rows: list[Row]) -> list[str]:
+    """Give perplexity as the published code takes it, where it was measured."""
+    listed = [
+        f"{row.cell} {number(test, perplexity_digits(test))}"
+        + (f" (train {number(train, perplexity_digits(train))})" if train is not None else "")
+        for row in rows
+        if (test := row.published("test")) is not None
+        for train in [row.published("train")]
+    ]
+    if not listed:
+        return []
+    return [f"As the published code measures, the mean over batches of their means: {', '.join(listed)}."]
 
 
 def _groups(rows: list[Row]) -> dict[Key, list[Row]]:
@@ -180,7 +195,7 @@ def _printed(table: Table) -> Table:
     """Return what is printed in the paper, for a narrow terminal."""
     end = len(_MEASURED)
     rows = [(name, cells[end:]) for name, cells in table.rows if any(cell.text != MISSING for cell in cells[end:])]
-    columns = ["Method", *(column.removeprefix(PAPER).capitalize() for column in _PRINTED)]
+    columns = ["Method", "Trainable", "Train perplexity", "Test perplexity", "Time"]
     return replace(table, title="Printed in the paper (Gema et al. 2023, Table 2)", columns=columns, rows=rows)
 
 
@@ -197,7 +212,7 @@ def _cells_of_base(row: Row) -> list[Cell]:
 
 
 def _cells(row: Row, lowest: bool) -> list[Cell]:
-    stack, paper = row.run.stack, row.paper
+    stack, paper, speed = row.run.stack, row.paper, row.tokens_per_second
     digits = perplexity_digits((row.perplexity("test") or {}).get("value"))
     trainable, parameters = stack.get("trainable_parameters"), stack.get("parameters")
     share = f"{number(100 * trainable / parameters, 2)} %" if trainable is not None and parameters else ""
@@ -206,7 +221,7 @@ def _cells(row: Row, lowest: bool) -> list[Cell]:
         figure(row.perplexity("train"), digits),
         figure(row.perplexity("test"), digits, strong=lowest),
         figure(row.bits()),
-        Cell(duration(row.seconds).text, f"{row.tokens / row.seconds:,.0f}/s" if row.tokens and row.seconds else ""),
+        Cell(duration(row.seconds).text, f"{speed:,.0f}/s" if speed is not None else ""),
     ]
     if paper is None:
         return [*measured, *[Cell(MISSING)] * len(_PRINTED)]
@@ -230,9 +245,9 @@ def _note(rows: list[Row]) -> str:
     )
     if any(row.paper for row in rows):
         note += (
-            " The columns that begin with “Paper” are printed in Gema et al. (2023), Table 2: models of 7 billion "
-            "parameters on MIMIC-IV, the first 128 tokens of each note, split by note, batches of unequal length "
-            "averaged as equals, one epoch on an A100. They stand beside ours for the order of the methods; the "
-            "figures themselves are not comparable."
+            " The columns that begin with “Paper” are printed in Gema et al. (2023), Table 2, train and test being "
+            "perplexities: models of 7 billion parameters on MIMIC-IV, the first 128 tokens of each note, split by "
+            "note, batches of unequal length averaged as equals, one epoch on an A100. They stand beside ours for the "
+            "order of the methods; the figures themselves are not comparable."
         )
     return note
