@@ -30,7 +30,8 @@ EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 HEAD_MODULE = "score"
 """Name of the classifier in transformers' decoder models for sequence classification."""
 _FINGERPRINTED = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")
-_WANTED = [*_FINGERPRINTED, "*.json", "merges.txt"]
+_DESCRIBING = ["*.json", "tokenizer.model", "vocab.txt", "merges.txt"]
+_WANTED = ["*.safetensors", *_DESCRIBING]
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ def find_base(name: str) -> Base:
     InputError
         If there is no such base, or it has no safetensors weights (pickles are never opened).
     """
-    folder = _folder_of(name)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"base: {folder} has no config.json; name a folder in transformers' format.")
+    folder = _folder_of(name, _WANTED)
     if not any(folder.glob("*.safetensors")):
         raise InputError(
             f"base: {folder} has no *.safetensors. clinstack opens no pickled weights; "
@@ -74,7 +73,25 @@ def find_base(name: str) -> Base:
     return Base(name, folder, "sha256:" + digest.hexdigest())
 
 
-def _folder_of(name: str) -> Path:
+def locate_base(name: str) -> Base:
+    """Locate a base by what describes it: no weight is fetched, opened or hashed, and the fingerprint is empty.
+
+    Raises
+    ------
+    InputError
+        If there is no such base.
+    """
+    return Base(name, _folder_of(name, _DESCRIBING), "")
+
+
+def _folder_of(name: str, wanted: list[str]) -> Path:
+    folder = _found(name, wanted)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"base: {folder} has no config.json; name a folder in transformers' format.")
+    return folder
+
+
+def _found(name: str, wanted: list[str]) -> Path:
     if name == EMBEDDED:
         return EMBEDDED_FOLDER
     if Path(name).is_dir():
@@ -84,7 +101,7 @@ def _folder_of(name: str) -> Path:
             f"base: {name} is neither a folder, nor a hub id of the form organisation/model, nor 'embedded'."
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise InputError(
             f"base: {name} is no folder here and could not be fetched (offline, and not in the local cache). "
