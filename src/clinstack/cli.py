@@ -79,7 +79,9 @@ def read_recipe(arguments: list[str] | None, stage: str | None) -> StageRecipe:
 
 
 def show_run(run: Run, as_json: bool) -> None:
-    """Say what a stage wrote."""
+    """Say what a stage wrote; of several processes that trained together, in the one that wrote it."""
+    if not run.writes:
+        return
     metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps({"run": str(run.folder), "status": run.record["status"], "metrics": metrics}))
@@ -175,19 +177,11 @@ def sweep(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = Fal
 
 @app.command()
 def validate(arguments: Arguments = None) -> None:
-    """Check a recipe and the files it names, without loading a model."""
+    """Check a recipe, its files and its base, and count what it would train, without reading a weight."""
     recipe = read_recipe(arguments, None)
-    from clinstack.notes.read import examples_files, notes_files
+    from clinstack.cli_validate import validate_recipe
 
-    values = recipe.model_dump()
-    if values.get("notes"):
-        notes_files(Path(values["notes"]))
-    if values.get("examples"):
-        examples_files(Path(values["examples"]))
-    for index, adapter in enumerate(values.get("adapters", ())):
-        if adapter["path"] and not Path(adapter["path"]).exists():
-            raise InputError(f"adapters.{index}.path: {adapter['path']} does not exist.")
-    console.print(f"The recipe is good: {recipe.stage} into {escape(recipe.run)}.")
+    validate_recipe(recipe, console)
 
 
 @app.command()

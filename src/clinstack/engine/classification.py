@@ -20,7 +20,8 @@ from clinstack.notes.sections.find import section_map
 from clinstack.notes.sections.priority import default_priority
 from clinstack.tasks import Task
 from clinstack.tokens.batches import pad, sorted_batches
-from clinstack.tokens.encode import Tokens, encode_examples, encode_sections
+from clinstack.tokens.documents import Tokens
+from clinstack.tokens.encode import encode_examples, encode_sections
 
 
 class EncodedExamples:

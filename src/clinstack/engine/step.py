@@ -154,13 +154,13 @@ def _forward_and_backward(
             ) from None
         tried.out_of_memory = True
     if here.size > 1:
-        loss, weight, failed = here.sum_numbers([tried.loss, tried.weight, float(tried.out_of_memory)])
-        tried.loss, tried.weight, tried.out_of_memory = loss, weight, failed > 0
+        tried.loss, tried.weight, failed = here.sum_numbers([tried.loss, tried.weight, float(tried.out_of_memory)])
+        tried.out_of_memory = failed > 0
     return tried
 
 
 def _parts(batch: Sequence[Any], largest: int | None, here: World) -> list[Sequence[Any]]:
-    """Return this process's rows of a batch in parts that fit; as many parts in each process where layers are sharded."""
+    """Return this process's rows of a batch in parts that fit; with sharded layers, as many in each process."""
     mine = batch[here.rank :: here.size]
     longest = math.ceil(len(batch) / here.size)
     size = min(longest, largest or longest)

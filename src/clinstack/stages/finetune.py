@@ -52,12 +52,12 @@ class FinetuneObjective:
         settings = self._recipe.training
         return shuffled_batches(self._train.lengths, settings.batch_size, settings.seed, epoch)
 
-    def loss(self, batch: list[int]) -> tuple[Tensor, float]:
+    def loss(self, batch: Sequence[int]) -> tuple[Tensor, float]:
         """Return the summed loss and its weight."""
         logits = self._train.logits(batch)
         return self._loss(logits, self._train.targets[torch.tensor(batch)])
 
-    def size(self, batch: list[int]) -> int:
+    def size(self, batch: Sequence[int]) -> int:
         """Return the number of notes."""
         return len(batch)
 
