@@ -198,7 +198,7 @@ def test_several_small_indexes_find_the_same(planted: tuple[Path, Path], monkeyp
     compared = check_contamination(data, [corpus]).compared
     monkeypatch.setattr("clinstack.notes.contamination.find._MOST_SHINGLES", 1)
     monkeypatch.setattr("clinstack.notes.contamination.overlap._MOST_POSTINGS", 1)
-    monkeypatch.setattr("clinstack.notes.contamination.compared_files._BATCH_BYTES", 1)
+    monkeypatch.setattr("clinstack.notes.row_batches._BATCH_BYTES", 1)
     assert kinds(data, corpus) == expected
     assert check_contamination(data, [corpus]).compared == compared
 

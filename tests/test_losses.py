@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from clinstack.engine import losses
-from clinstack.engine.language_modelling import PackedNotes, losses_table, note_losses
+from clinstack.engine.language_modelling import lay_out_notes, losses_table, note_losses
 from clinstack.engine.losses import causal_loss, class_weights, classification_loss, encode_labels
 from clinstack.model.stack import Stack
-from clinstack.notes.read import NotesSplit
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
-from clinstack.tokens.pack import collate_packed
+from clinstack.tokens.documents import Documents
+from clinstack.tokens.encode import TextEncoder
+from clinstack.tokens.layout import Layout, NoteRows
+from clinstack.tokens.notes import NoteTokens
 
 Perturbed = Callable[..., Stack]
 TEXTS = [
@@ -39,6 +42,15 @@ def stack(tiny_base: Path, perturbed: Perturbed) -> Stack:
     return perturbed(Stack.build(str(tiny_base), [recipe]))
 
 
+def documents_of(stack: Stack, texts: list[str]) -> Documents:
+    encoder = TextEncoder(stack.tokenizer)
+    return Documents.of(encoder.ids(encoder.encode(texts)))
+
+
+def rows_of(stack: Stack, texts: list[str], context: int, layout: Layout = "packed") -> NoteRows:
+    return lay_out_notes(stack, documents_of(stack, texts), layout, context)
+
+
 def gradients(stack: Stack) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in stack.trainable_parameters().items():
@@ -55,11 +67,11 @@ def gradients(stack: Stack) -> dict[str, torch.Tensor]:
 def test_invariant_4_packed_documents_have_the_loss_and_the_gradients_they_have_alone(
     stack: Stack, context: int
 ) -> None:
-    packed = PackedNotes.of(stack, TEXTS, context)
+    packed = rows_of(stack, TEXTS, context)
     stack.eval()
     whole = torch.zeros(())
-    for rows in packed.batches(3, range(len(packed.rows))):
-        loss = causal_loss(stack, packed.collate(rows, stack.device))
+    for rows in packed.in_order(3):
+        loss = causal_loss(stack, packed.collate(rows))
         loss.backward()  # type: ignore[no-untyped-call]
         whole = whole + loss.detach()
     together = gradients(stack)
@@ -81,10 +93,9 @@ def test_invariant_4_packed_documents_have_the_loss_and_the_gradients_they_have_
 
 def test_invariant_4_a_neighbour_does_not_change_the_loss(stack: Stack) -> None:
     """A mask of ones, as most collators make it, lets packed documents see each other; this is what would show it."""
-    packed = PackedNotes.of(stack, TEXTS[:2], 256)
-    (row,) = packed.rows
-    assert len(row) == 2
-    batch = packed.collate([row], stack.device)
+    packed = rows_of(stack, TEXTS[:2], 256)
+    assert [len(row) for row in packed.rows] == [2]
+    batch = packed.collate([0])
     stack.eval()
     with torch.inference_mode():
         right = causal_loss(stack, batch)
@@ -95,8 +106,8 @@ def test_invariant_4_a_neighbour_does_not_change_the_loss(stack: Stack) -> None:
 
 
 def test_the_loss_in_chunks_is_that_of_the_full_logits(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = PackedNotes.of(stack, TEXTS, 48)
-    batch = packed.collate(packed.rows, stack.device)
+    packed = rows_of(stack, TEXTS, 48)
+    batch = packed.collate(range(len(packed)))
     assert batch.predictions < batch.labels.numel()  # some positions predict nothing
     stack.eval()
     monkeypatch.setattr(losses, "_CHUNK", 7)
@@ -116,12 +127,12 @@ def test_the_loss_in_chunks_is_that_of_the_full_logits(stack: Stack, monkeypatch
 
 
 def test_the_mean_over_batches_weighs_every_token_the_same(stack: Stack) -> None:
-    packed = PackedNotes.of(stack, TEXTS, 50)
+    packed = rows_of(stack, TEXTS, 50)
     stack.eval()
     with torch.inference_mode():
         parts = []
-        for rows in packed.batches(1, range(len(packed.rows))):
-            batch = packed.collate(rows, stack.device)
+        for rows in packed.in_order(1):
+            batch = packed.collate(rows)
             parts.append((float(causal_loss(stack, batch)), batch.predictions))
     assert len({count for _, count in parts}) > 1  # rows differ in tokens, so a mean of means would be another figure
     by_token = sum(loss for loss, _ in parts) / sum(count for _, count in parts)
@@ -135,26 +146,27 @@ def test_losses_of_notes_are_theirs_whatever_the_batches(stack: Stack) -> None:
     alone = []
     with torch.inference_mode():
         for text in TEXTS:
-            one = PackedNotes.of(stack, [text], 64)
-            batch = collate_packed(one.documents, one.rows, 0)
+            one = rows_of(stack, [text], 64)
+            batch = one.collate(range(len(one)))
             alone.append(float(causal_loss(stack, batch)))
     for batch_size in (1, 3, 50):
-        nll = note_losses(stack, PackedNotes.of(stack, TEXTS, 64), batch_size)
+        nll = note_losses(stack, rows_of(stack, TEXTS, 64), batch_size)
         np.testing.assert_allclose(nll, alone, rtol=1e-5)
 
 
 def test_the_table_of_losses_has_base_and_adapters_and_no_text(stack: Stack, tiny_base: Path) -> None:
     ids = [f"n{index}" for index in range(len(TEXTS))]
-    notes = NotesSplit(ids, [f"p{index}" for index in range(len(TEXTS))], ["Nursing"] * len(TEXTS), TEXTS)
+    index = {"note_id": ids, "patient_id": [f"p{item}" for item in ids], "note_type": ["Nursing"] * len(ids)}
+    notes = NoteTokens(pa.table(index | {"characters": [len(text) for text in TEXTS]}), documents_of(stack, TEXTS))
     table = losses_table(stack, notes, "test", 64, 2)
     assert table.column_names == [
         "note_id", "patient_id", "note_type", "split", "tokens", "characters", "base_nll", "nll"
     ]  # fmt: skip
-    assert table["tokens"].to_pylist() == [len(document) - 1 for document in PackedNotes.of(stack, TEXTS, 64).documents]
+    assert table["tokens"].to_pylist() == [len(document) - 1 for document in rows_of(stack, TEXTS, 64).documents]
     assert table["characters"].to_pylist() == [len(text) for text in TEXTS]
-    np.testing.assert_array_equal(table["nll"], note_losses(stack, PackedNotes.of(stack, TEXTS, 64), 2))
+    np.testing.assert_array_equal(table["nll"], note_losses(stack, rows_of(stack, TEXTS, 64), 2))
     base = Stack.build(str(tiny_base))
-    np.testing.assert_allclose(table["base_nll"], note_losses(base, PackedNotes.of(base, TEXTS, 64), 2), rtol=1e-6)
+    np.testing.assert_allclose(table["base_nll"], note_losses(base, rows_of(base, TEXTS, 64), 2), rtol=1e-6)
     assert np.abs(np.subtract(table["nll"], table["base_nll"])).min() > 1e-3
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -149,7 +150,12 @@ def test_predictions_have_one_logit_for_each_class_of_each_held_out_example(runs
         assert table["split"].to_pylist() == ["validation"] * len(rows[0]) + ["test"] * len(rows[1])
 
 
-def test_losses_have_one_row_for_each_test_note(runs: Path, tiny_notes: Path) -> None:
+def losses_of(run: Path, split: str) -> pa.Table:
+    table = pq.read_table(run / "losses.parquet")
+    return table.filter(pa.compute.equal(table["split"], split))
+
+
+def test_losses_have_one_row_for_each_test_note_and_for_as_many_of_training(runs: Path, tiny_notes: Path) -> None:
     table = pq.read_table(runs / "pretrain" / "losses.parquet")
     assert [(field.name, str(field.type)) for field in table.schema] == [
         ("note_id", "string"),
@@ -163,10 +169,15 @@ def test_losses_have_one_row_for_each_test_note(runs: Path, tiny_notes: Path) ->
     ]
     notes = pq.read_table(tiny_notes / "notes" / "notes.parquet").to_pylist()
     splits = pq.read_table(tiny_notes / "splits.parquet").to_pylist()
-    test = {row["patient_id"] for row in splits if row["split"] == "test"}
-    wanted = {row["note_id"]: len(row["text"]) for row in notes if row["patient_id"] in test}
-    assert dict(zip(table["note_id"].to_pylist(), table["characters"].to_pylist(), strict=True)) == wanted
-    assert set(table["split"].to_pylist()) == {"test"}
+    split_of = {row["patient_id"]: row["split"] for row in splits}
+    characters: dict[str, dict[str, int]] = {"test": {}, "train": {}, "validation": {}}
+    for row in notes:
+        characters[split_of[row["patient_id"]]][row["note_id"]] = len(row["text"])
+    test, train = (losses_of(runs / "pretrain", split).to_pylist() for split in ("test", "train"))
+    assert len(test) + len(train) == len(table)
+    assert {row["note_id"]: row["characters"] for row in test} == characters["test"]
+    assert len(train) == len(test)
+    assert {row["note_id"]: row["characters"] for row in train}.items() <= characters["train"].items()
 
 
 def test_metrics_have_intervals_and_pretraining_helped(runs: Path) -> None:
@@ -424,8 +435,8 @@ def test_evaluating_a_finished_run_gives_its_own_figures(runs: Path, tiny_notes:
 
 def test_evaluating_a_language_model_gives_its_own_losses(runs: Path, tiny_notes: Path, tmp_path: Path) -> None:
     run = evaluate(evaluate_recipe(tmp_path / "test", runs / "pretrain", notes=str(tiny_notes), batch_size=4))
-    before, again = (pq.read_table(folder / "losses.parquet") for folder in (runs / "pretrain", run.folder))
-    assert again.equals(before)
+    again = pq.read_table(run.folder / "losses.parquet")
+    assert again.equals(losses_of(runs / "pretrain", "test"))
     metrics = read_json(run.folder / "metrics.json")["test"]
     assert metrics == read_json(runs / "pretrain" / "metrics.json")["test"]
     run = evaluate(evaluate_recipe(tmp_path / "train", runs / "pretrain", notes=str(tiny_notes), split="train"))
@@ -615,7 +626,7 @@ def test_notes_without_a_table_of_splits_are_split_by_patient(
     (notes_copy / "splits.parquet").unlink()
     training = {"max_steps": 2, "batch_size": 4}
     run = pretrain(pretrain_recipe(tmp_path / "run", tiny_base, notes_copy, training=training))
-    patients = set(pq.read_table(run.folder / "losses.parquet")["patient_id"].to_pylist())
+    patients = set(losses_of(run.folder, "test")["patient_id"].to_pylist())
     splits = pq.read_table(tiny_notes / "splits.parquet").to_pylist()  # the same seed
     assert patients == {row["patient_id"] for row in splits if row["split"] == "test"}
 

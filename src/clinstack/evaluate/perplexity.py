@@ -69,6 +69,28 @@ def perplexity_metrics(
     }
 
 
+def batch_perplexity(nll: FloatArray, tokens: FloatArray) -> dict[str, float]:
+    """Compute the perplexity of the published code, which depends on the batches, beside that of the same tokens.
+
+    Parameters
+    ----------
+    nll : float64 array [batches]
+        Summed loss of each batch.
+    tokens : float64 array [batches]
+        Predicted tokens of each batch.
+
+    Returns
+    -------
+    dict
+        ``perplexity``, the exponential of the mean of the batches' mean losses (Gema et al. 2023, ``trainer.py``): a
+        token of a batch of short notes counts more than one of long notes. ``by_token``, with every token the same.
+    """
+    return {
+        "perplexity": math.exp(float((nll / tokens).mean())),
+        "by_token": math.exp(float(nll.sum() / tokens.sum())),
+    }
+
+
 def _estimates(whole: FloatArray, resampled: FloatArray) -> dict[str, Any]:
     """Turn sums of tokens, characters and losses, one row each, into estimates."""
     value, draws = _figures(whole), _figures(resampled)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file
+from clinstack.notes.row_batches import batches, check_columns
 from clinstack.notes.sections.find import SectionSpan
 from clinstack.notes.splits import assign_splits
 from clinstack.tasks import Task
 
 SPLITS = ("train", "validation", "test")
+NOTE_COLUMNS = ("note_id", "patient_id", "note_type", "text")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def input_hashes(files: Sequence[Path]) -> dict[str, str]:
 
 
 def notes_files(folder: Path) -> list[Path]:
-    """Return the tables that `read_notes` reads.
+    """Return the tables of notes and, where it stands beside them, of their patients' splits.
 
     Raises
     ------
@@ -70,65 +72,114 @@ def notes_files(folder: Path) -> list[Path]:
     return [*files, splits] if splits.is_file() else files
 
 
-def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, NotesSplit]:
-    """Read all notes, split by patient.
+@dataclass(frozen=True)
+class NotesSurvey:
+    """What one look at the small columns of Notes tells.
+
+    Parameters
+    ----------
+    folder : Path
+    note_types : frozenset of str or None
+        The types that were asked for; None for all.
+    split_of : dict of str to str
+        The split of each patient.
+    notes : dict of str to int
+        Notes of each split's patients, of those types.
+    """
+
+    folder: Path
+    note_types: frozenset[str] | None
+    split_of: dict[str, str]
+    notes: dict[str, int]
+
+
+def survey_notes(folder: Path, note_types: Sequence[str] | None = None) -> NotesSurvey:
+    """Check the tables of notes, and split their patients.
 
     By ``splits.parquet`` where it stands in ``folder``; else by a hash of the patient id, 70/10/20.
 
     Raises
     ------
     InputError
-        If a table or a column is missing, or a note type is asked for that does not occur.
+        If a table or a column is missing, a note type is asked for that does not occur, or a split has no notes.
     """
-    tables = [
-        _read(file, ("note_id", "patient_id", "note_type", "text"))
-        for file in notes_files(folder)
-        if file.name != "splits.parquet"
-    ]
-    table = pa.concat_tables(tables, promote_options="default")
-    patients = [str(item) for item in table["patient_id"].to_pylist()]
-    if (folder / "splits.parquet").is_file():
-        split_table = _read(folder / "splits.parquet", ("patient_id", "split"))
-        ids = (str(item) for item in split_table["patient_id"].to_pylist())
-        split_of = dict(zip(ids, split_table["split"].to_pylist(), strict=True))
-        foreign = next((split for split in split_of.values() if split not in SPLITS), None)
-        if foreign is not None:
-            raise InputError(f"{folder / 'splits.parquet'}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
-        unknown = next((patient for patient in patients if patient not in split_of), None)
-        if unknown is not None:
-            raise InputError(f"{folder / 'splits.parquet'}: the patient {unknown} of the notes is not in it.")
-    else:
-        split_of = assign_splits(sorted(set(patients)), seed=0)
-    kinds = [str(item) for item in table["note_type"].to_pylist()]
-    missing = sorted(set(note_types or ()) - set(kinds))
+    files = _note_tables(folder)
+    for file in files:
+        check_columns(file, NOTE_COLUMNS)
+    counts: Counter[tuple[str, str]] = Counter()
+    for file in files:
+        for _, batch in batches(file, ("patient_id", "note_type")):
+            patients, kinds = (map(str, batch[name].to_pylist()) for name in ("patient_id", "note_type"))
+            counts.update(zip(patients, kinds, strict=True))
+    split_of = _splits_of(folder, sorted({patient for patient, _ in counts}))
+    occurring = {kind for _, kind in counts}
+    missing = sorted(set(note_types or ()) - occurring)
     if missing:
-        raise InputError(f"note_types: {missing[0]!r} does not occur; there are {', '.join(sorted(set(kinds)))}.")
-    note_ids, texts = table["note_id"].to_pylist(), table["text"].to_pylist()
-    result = {split: NotesSplit([], [], [], []) for split in SPLITS}
-    for note_id, patient, kind, text in zip(note_ids, patients, kinds, texts, strict=True):
-        if text and (note_types is None or kind in note_types):
-            split = result[split_of[patient]]
-            split.note_ids.append(str(note_id))
-            split.patient_ids.append(patient)
-            split.note_types.append(kind)
-            split.texts.append(text)
-    for name, split in result.items():
-        if not split.texts:
+        raise InputError(f"note_types: {missing[0]!r} does not occur; there are {', '.join(sorted(occurring))}.")
+    wanted = None if note_types is None else frozenset(note_types)
+    notes = dict.fromkeys(SPLITS, 0)
+    for (patient, kind), count in counts.items():
+        if wanted is None or kind in wanted:
+            notes[split_of[patient]] += count
+    for name, count in notes.items():
+        if not count:
             raise InputError(f"notes: {folder} has no notes of {name} patients; prepare more patients.")
+    return NotesSurvey(folder, wanted, split_of, notes)
+
+
+def stream_notes(survey: NotesSurvey, split: str) -> Iterator[NotesSplit]:
+    """Yield the notes of a split's patients a few at a time, in the tables' order; those without text are left out."""
+    for file in _note_tables(survey.folder):
+        for _, batch in batches(file, NOTE_COLUMNS):
+            part = NotesSplit([], [], [], [])
+            for note_id, patient, kind, text in zip(*(batch[name].to_pylist() for name in NOTE_COLUMNS), strict=True):
+                wanted = survey.note_types is None or str(kind) in survey.note_types
+                if text and wanted and survey.split_of[str(patient)] == split:
+                    part.note_ids.append(str(note_id))
+                    part.patient_ids.append(str(patient))
+                    part.note_types.append(str(kind))
+                    part.texts.append(text)
+            if part.texts:
+                yield part
+
+
+def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, NotesSplit]:
+    """Read all notes into memory, split by patient; for few of them, `stream_notes` is for many.
+
+    Raises
+    ------
+    InputError
+        As `survey_notes` does.
+    """
+    survey = survey_notes(folder, note_types)
+    result = {split: NotesSplit([], [], [], []) for split in SPLITS}
+    for split, whole in result.items():
+        for part in stream_notes(survey, split):
+            whole.note_ids.extend(part.note_ids)
+            whole.patient_ids.extend(part.patient_ids)
+            whole.note_types.extend(part.note_types)
+            whole.texts.extend(part.texts)
     return result
 
 
-def sample_notes(notes: NotesSplit, most: int | None, seed: int) -> NotesSplit:
-    """Return at most ``most`` notes, drawn by ``seed``, in their order."""
-    if most is None or most >= len(notes.texts):
-        return notes
-    chosen = sorted(random.Random(seed).sample(range(len(notes.texts)), most))
-    return NotesSplit(
-        [notes.note_ids[index] for index in chosen],
-        [notes.patient_ids[index] for index in chosen],
-        [notes.note_types[index] for index in chosen],
-        [notes.texts[index] for index in chosen],
-    )
+def _note_tables(folder: Path) -> list[Path]:
+    return [file for file in notes_files(folder) if file != folder / "splits.parquet"]
+
+
+def _splits_of(folder: Path, patients: list[str]) -> dict[str, str]:
+    path = folder / "splits.parquet"
+    if not path.is_file():
+        return assign_splits(patients, seed=0)
+    table = _read(path, ("patient_id", "split"))
+    ids = (str(item) for item in table["patient_id"].to_pylist())
+    split_of = dict(zip(ids, table["split"].to_pylist(), strict=True))
+    foreign = next((split for split in split_of.values() if split not in SPLITS), None)
+    if foreign is not None:
+        raise InputError(f"{path}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
+    unknown = next((patient for patient in patients if patient not in split_of), None)
+    if unknown is not None:
+        raise InputError(f"{path}: the patient {unknown} of the notes is not in it.")
+    return split_of
 
 
 def examples_files(folder: Path) -> list[Path]:

@@ -19,6 +19,8 @@ class EvaluateRecipe(StageRecipe):
     """Where the base is on this machine; as the stack recorded when not given."""
     notes: str | None = None
     """For a language model: a folder written by ``clinstack prepare``."""
+    tokens: str | None = None
+    """For a language model: folder of the tokenised notes; ``tokens`` in ``notes`` when not given."""
     examples: str | None = None
     """For a classifier: a task's folder with the same classes."""
     split: Literal["train", "validation", "test"] = "test"

@@ -18,7 +18,15 @@ class PretrainRecipe(TrainingStageRecipe):
     note_types: tuple[str, ...] | None = None
     """Only these; all when not given."""
     context: int = Field(default=512, ge=16)
-    """Tokens in a packed row."""
+    """Tokens in a row at most."""
+    layout: Literal["packed", "bucketed", "padded"] = "packed"
+    """``packed``: several documents in a row, which do not see each other; ``bucketed``: one in each row, in batches
+    of similar lengths, which is also what an adapter method gets that cannot keep packed documents apart; ``padded``:
+    the first ``context`` tokens of each note and nothing of its rest, as in the published code."""
+    published_perplexity: bool = False
+    """Measure perplexity as the published code did too; always with the layout ``padded``."""
+    tokens: str | None = None
+    """Folder of the tokenised notes; ``tokens`` in ``notes`` when not given. Tokens can be read back as text."""
 
     @model_validator(mode="after")
     def _something_trains(self) -> PretrainRecipe:

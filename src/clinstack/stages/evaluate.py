@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.device import pick_device
-from clinstack.engine.language_modelling import losses_table
+from clinstack.engine.language_modelling import losses_table, open_notes
 from clinstack.errors import InputError
 from clinstack.evaluate.classification import classification_metrics
 from clinstack.evaluate.compare import compare
@@ -23,8 +23,7 @@ from clinstack.notes.read import (
     is_synthetic,
     notes_files,
     read_examples,
-    read_notes,
-    sample_notes,
+    survey_notes,
 )
 from clinstack.recipe import EvaluateRecipe
 from clinstack.run import Run, open_run
@@ -54,8 +53,10 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     """Measure a language model by perplexity."""
     if stack.task is not None:
         raise InputError(f"notes: {recipe.stack} is a classifier for {stack.task.name}; give it examples.")
-    notes = read_notes(Path(str(recipe.notes)), None)[recipe.split]
-    notes = sample_notes(notes, recipe.evaluation.max_notes, recipe.evaluation.seed)
+    folder = Path(str(recipe.notes))
+    inputs = {str(file): run.record["inputs"][str(file)] for file in notes_files(folder)}
+    notes = open_notes(stack, survey_notes(folder), recipe.split, inputs, recipe.tokens)
+    notes = notes.sample(recipe.evaluation.max_notes, recipe.evaluation.seed)
     losses = losses_table(stack, notes, recipe.split, stack.max_tokens, recipe.batch_size)
     with replacing_file(run.folder / "losses.parquet") as temporary:
         pq.write_table(losses, temporary)

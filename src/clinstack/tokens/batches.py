@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clinstack.tokens.encode import Tokens
+from clinstack.tokens.documents import Tokens
 
 _POOL = 16
 """Batches in a pool that is sorted by length: larger saves more padding, smaller leaves more chance."""

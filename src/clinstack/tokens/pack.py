@@ -20,26 +20,59 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from clinstack.tokens.encode import Tokens
+from clinstack.tokens.documents import Documents
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A part of a document that stands in one row: inputs ``[start, stop)``, each predicting the token after it."""
+class Segments:
+    """Parts of documents that stand in one row: inputs ``[start, stop)``, each predicting the token after it.
 
-    document: int
-    start: int
-    stop: int
+    All are int32 arrays of the shape [segments], by document and start.
+    """
+
+    document: NDArray[np.int32]
+    start: NDArray[np.int32]
+    stop: NDArray[np.int32]
 
     @property
-    def length(self) -> int:
-        """Tokens in the row, and predictions."""
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each in its row, and predictions."""
         return self.stop - self.start
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which segments stand in which row: those of row ``i`` are ``segments[offsets[i] : offsets[i + 1]]``.
+
+    Parameters
+    ----------
+    offsets : int64 array [rows + 1]
+    segments : int32 array [segments]
+        Places in `Segments`, from left to right in each row.
+    """
+
+    offsets: NDArray[np.int64]
+    segments: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self.segments[self.offsets[row] : self.offsets[row + 1]]
+
+    def fills(self, segments: Segments) -> NDArray[np.int64]:
+        """Return the tokens in each row, shape [rows]."""
+        ends = np.concatenate([[0], np.cumsum(segments.lengths[self.segments], dtype=np.int64)])
+        filled: NDArray[np.int64] = ends[self.offsets[1:]] - ends[self.offsets[:-1]]
+        return filled
 
 
 @dataclass(frozen=True)
@@ -82,69 +115,142 @@ class PackedBatch:
         )
 
 
-def split_documents(lengths: Sequence[int], context: int) -> list[Segment]:
+def split_documents(lengths: ArrayLike, context: int) -> Segments:
     """Cut documents of ``lengths`` tokens into segments of at most ``context``; a document of one token has none."""
-    return [
-        Segment(document, start, min(start + context, length - 1))
-        for document, length in enumerate(lengths)
-        for start in range(0, length - 1, context)
-    ]
+    predictions = np.maximum(np.asarray(lengths, dtype=np.int64) - 1, 0)
+    parts = -(-predictions // context)
+    document = np.repeat(np.arange(len(parts), dtype=np.int32), parts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
+    start = (number * context).astype(np.int32)
+    stop = np.minimum(start + context, predictions[document]).astype(np.int32)
+    return Segments(document, start, stop)
 
 
-def pack_segments(segments: Sequence[Segment], context: int) -> list[list[Segment]]:
-    """Fill rows by best-fit decreasing: each segment goes where it leaves the least room.
+def one_in_each_row(segments: Segments) -> Rows:
+    """Return rows of one segment each."""
+    return Rows(np.arange(len(segments) + 1, dtype=np.int64), np.arange(len(segments), dtype=np.int32))
 
-    Returns
-    -------
-    list of rows, each a list of segments whose lengths add up to at most ``context``.
+
+def pack_segments(segments: Segments, context: int) -> Rows:
+    """Fill rows of at most ``context`` tokens by best-fit decreasing: each segment goes where it leaves least room.
+
+    Segments of one length differ in nothing that matters here, so all of them are placed together: a row with the
+    least room that suffices takes as many as fit, because what it has left then is less still. The work grows with
+    the number of lengths, not of segments.
     """
-    rows: list[list[Segment]] = []
-    with_room: list[list[int]] = [[] for _ in range(context + 1)]  # rows by the room they have left
-    for segment in sorted(segments, key=lambda item: (-item.length, item.document, item.start)):
-        room = next((room for room in range(segment.length, context + 1) if with_room[room]), None)
-        if room is None:
-            rows.append([])
-            row, room = len(rows) - 1, context
-        else:
-            row = with_room[room].pop()
-        rows[row].append(segment)
-        with_room[room - segment.length].append(row)
-    return rows
+    lengths = segments.lengths
+    order = np.argsort(-lengths, kind="stable").astype(np.int32)
+    row_of = np.empty(len(order), dtype=np.int32)  # in the order of placing
+    free = _Room(context)
+    at = 0
+    counts = np.bincount(lengths, minlength=context + 1)
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            rows, room = free.take(length, left)
+            each = room // length
+            full = min(len(rows), left // each)
+            rest = left - full * each if full < len(rows) else 0
+            placed = full * each + rest
+            row_of[at : at + placed] = np.repeat(rows, each)[:placed]
+            free.give(rows[:full], room - each * length)
+            if rest:
+                free.give(rows[full : full + 1], room - rest * length)
+            free.give(rows[full + (rest > 0) :], room)
+            at += placed
+            left -= placed
+    by_row = np.argsort(row_of, kind="stable")
+    filled = np.bincount(row_of, minlength=free.rows)
+    offsets = np.concatenate([[0], np.cumsum(filled)]).astype(np.int64)
+    return Rows(offsets, order[by_row])
 
 
-def collate_packed(documents: Sequence[Tokens], rows: Sequence[Sequence[Segment]], filler: int) -> PackedBatch:
-    """Lay packed rows out as tensors, as wide as the fullest of them.
+class _Room:
+    """Rows by the room they have left."""
+
+    def __init__(self, context: int) -> None:
+        self.rows = 0
+        self._context = context
+        self._with: list[list[NDArray[np.int32]]] = [[] for _ in range(context + 1)]
+        self._count = np.zeros(context + 1, dtype=np.int64)
+
+    def take(self, length: int, most: int) -> tuple[NDArray[np.int32], int]:
+        """Return rows with the least room that is enough, at most ``most``, and that room; new ones if there are none.
+
+        New rows are as many as ``most`` segments need, so that none stays empty.
+        """
+        enough = np.flatnonzero(self._count[length:])
+        if len(enough):
+            room = length + int(enough[0])
+            rows = self._with[room].pop()
+            if len(rows) > most:
+                self._with[room].append(rows[:-most])
+                rows = rows[-most:]
+            self._count[room] -= len(rows)
+            return rows, room
+        new = -(-most // (self._context // length))
+        self.rows += new
+        return np.arange(self.rows - new, self.rows, dtype=np.int32), self._context
+
+    def give(self, rows: NDArray[np.int32], room: int) -> None:
+        """Put rows back with the room they have left."""
+        if len(rows) and room:
+            self._with[room].append(rows)
+            self._count[room] += len(rows)
+
+
+def collate_rows(
+    documents: Documents,
+    segments: Segments,
+    rows: Rows,
+    chosen: Sequence[int],
+    filler: int,
+    *,
+    width: int = 0,
+    masked: bool = False,
+) -> PackedBatch:
+    """Lay rows out as tensors, as wide as the fullest of them.
 
     Parameters
     ----------
-    documents : sequence of int64 arrays
-        All documents; segments refer to them by index.
-    rows : sequence of rows
-        As `pack_segments` returns them.
+    documents, segments, rows
+        All there are.
+    chosen : sequence of int
+        The numbers of the rows of this batch.
     filler : int
         Token that stands where nothing is; nobody sees it.
+    width : int
+        At least so many tokens.
+    masked : bool
+        Give an attention mask; for rows of one segment each.
     """
-    width = max(sum(segment.length for segment in row) for row in rows)
-    shape = (len(rows), width)
+    parts = [rows[row] for row in chosen]
+    width = max(width, *(int((segments.stop[part] - segments.start[part]).sum()) for part in parts))
+    shape = (len(parts), width)
     input_ids: NDArray[np.int64] = np.full(shape, filler, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     owners = np.full(shape, -1, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     lengths: list[int] = []
-    for index, row in enumerate(rows):
+    for index, part in enumerate(parts):
         at = 0
-        for segment in row:
-            tokens = documents[segment.document]
-            here = slice(at, at + segment.length)
-            input_ids[index, here] = tokens[segment.start : segment.stop]
-            labels[index, here] = tokens[segment.start + 1 : segment.stop + 1]
-            position_ids[index, here] = np.arange(segment.length)
-            owners[index, here] = segment.document
-            at += segment.length
-            lengths.append(segment.length)
-        position_ids[index, at:] = np.arange(width - at)
+        for segment in part.tolist():
+            document, start, stop = (
+                int(column[segment]) for column in (segments.document, segments.start, segments.stop)
+            )
+            tokens = documents.part(document, start, stop + 1)
+            here = slice(at, at + stop - start)
+            input_ids[index, here] = tokens[:-1]
+            labels[index, here] = tokens[1:]
+            position_ids[index, here] = np.arange(stop - start)
+            owners[index, here] = document
+            at += stop - start
+            lengths.append(stop - start)
+        # Filler is a document of its own, so that nobody sees it; under a mask its positions only go on.
+        position_ids[index, at:] = np.arange(at, width) if masked else np.arange(width - at)
         if at < width:
             lengths.append(width - at)
+    mask = torch.from_numpy((owners >= 0).astype(np.int64)) if masked else None
     return PackedBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
@@ -152,4 +258,5 @@ def collate_packed(documents: Sequence[Tokens], rows: Sequence[Sequence[Segment]
         torch.from_numpy(owners),
         int((labels != IGNORED).sum()),
         tuple(lengths),
+        mask,
     )

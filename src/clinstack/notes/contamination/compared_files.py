@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from clinstack.errors import InputError
 from clinstack.files import read_json
+from clinstack.notes.row_batches import batches
 from clinstack.notes.splits import SPLITS, assign_splits
-
-_BATCH_ROWS = 512
-_BATCH_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -121,29 +116,3 @@ def _train_patients(data: Path, files: Sequence[Path]) -> frozenset[str]:
         columns = (batch["patient_id"] for file in files for _, batch in batches(file, ("patient_id",)))
         split = assign_splits({str(item) for column in columns for item in column.to_pylist()}, seed=0)
     return frozenset(patient for patient, name in split.items() if name == SPLITS[0])
-
-
-def batches(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the number of the first row and a few rows at a time, about `_BATCH_BYTES` of them at most."""
-    try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing; prepare the folder again.") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file ({type(error).__name__}).") from None
-    with table:
-        missing = next((name for name in columns if name not in table.schema_arrow.names), None)
-        if missing is not None:
-            have = ", ".join(table.schema_arrow.names)
-            raise InputError(f"{file}: the column {missing} is missing; it has {have}.")
-        first = 0
-        rows = _BATCH_ROWS if "text" in columns else 65536
-        try:
-            for batch in table.iter_batches(batch_size=rows, columns=list(columns)):
-                pieces = max(1, min(len(batch), batch.nbytes // _BATCH_BYTES))
-                step = -(-len(batch) // pieces) or 1
-                for start in range(0, len(batch), step):
-                    yield first + start, batch.slice(start, step)
-                first += len(batch)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is damaged near row {first + 1} ({type(error).__name__}).") from None

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 
 from clinstack import __version__
 from clinstack.errors import InputError
-from clinstack.notes.contamination.compared_files import Stream, batches, checked_against, prepared_tasks, streams_of
+from clinstack.notes.contamination.compared_files import Stream, checked_against, prepared_tasks, streams_of
 from clinstack.notes.contamination.overlap import PERMUTATIONS, SEED, HeldOutIndex, Overlap
 from clinstack.notes.contamination.shingles import SHINGLE_WORDS, Fingerprint, fingerprints
+from clinstack.notes.row_batches import batches
 
 Progress = Callable[[str, int, int], None]
 HELD_OUT = ("validation", "test")

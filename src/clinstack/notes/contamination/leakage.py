@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clinstack.errors import InputError
-from clinstack.notes.contamination.compared_files import batches, prepared_tasks
+from clinstack.notes.contamination.compared_files import prepared_tasks
+from clinstack.notes.row_batches import batches
 from clinstack.notes.splits import SPLITS
 from clinstack.tasks import Task
 
