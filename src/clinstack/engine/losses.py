@@ -26,7 +26,7 @@ def causal_loss(stack: Stack, batch: PackedBatch, reduction: str = "sum") -> Ten
     reduction : {"sum", "none"}
         "none" gives one loss for each position, shape [rows * tokens], 0 where nothing is predicted.
     """
-    hidden = stack.hidden_states(batch.input_ids, position_ids=batch.position_ids)
+    hidden = stack.hidden_states(batch.input_ids, batch.attention_mask, batch.position_ids)
     output: Any = stack.network.get_output_embeddings()
     bias = getattr(output, "bias", None)
     options = LinearCrossEntropyOptions(batch_chunk_size=_CHUNK, chunking_method=None)

@@ -103,7 +103,7 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
                 recipe.adapters,
                 seed=recipe.training.seed,
                 dtype=recipe.dtype,
-                **({} if recipe.quantize == "none" else {"quantize": recipe.quantize}),
+                quantize=recipe.quantize,
             )
             built.max_tokens = recipe.context
             return built
