@@ -251,7 +251,7 @@ def crash(*args: Any, **kwargs: Any) -> None:
         "clinstack.stages.finetune.predictions_table",
         "clinstack.stages.finetune.pq.write_table",
         "clinstack.stages.finetune.classification_metrics",
-        "clinstack.model.stack.save_file",
+        "clinstack.model.saving.save_file",
         "clinstack.model.stack.Stack.save",
         "clinstack.stages.finetune.write_json",
         "clinstack.run.Run.finish",

@@ -385,7 +385,7 @@ def test_a_failed_save_leaves_the_old_stack(stack: Stack, saved: Path, monkeypat
     def full(*given: object, **named: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("clinstack.model.stack.save_file", full)
+    monkeypatch.setattr("clinstack.model.saving.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         stack.save(saved)
     assert (saved / "stack.json").read_text() == before

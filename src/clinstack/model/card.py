@@ -1,73 +1,134 @@
-"""The model card in each adapter's folder: what the adapter is half of, and how plain PEFT opens the whole."""
+"""The model card in each adapter's folder: what the adapter is half of, and how others' code opens the whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from clinstack.model.base import EMBEDDED, Base
+from clinstack.model.base import EMBEDDED, HEAD_MODULE, Base
+from clinstack.model.lineage import HEAD_KEY
+from clinstack.model.methods.configs import VIRTUAL
 from clinstack.tasks import Task
 
+if TYPE_CHECKING:
+    from clinstack.model.building import Adapter
 
-def adapter_card(name: str, beneath: Sequence[str], base: Base, task: Task | None) -> str:
+_TITLES = {
+    "lora": "a LoRA adapter",
+    "dora": "a DoRA adapter",
+    "rslora": "an rsLoRA adapter",
+    "adalora": "an AdaLoRA adapter",
+    "adaption_prompt": "an adaption prompt",
+    "prefix": "a prefix",
+    "prompt": "a prompt",
+    "p_tuning": "a P-tuning prompt",
+    "full": "a fully fine-tuned base",
+}
+_TOGETHER = ("lora", "dora", "rslora")
+"""Methods whose adapters plain PEFT lets into one model."""
+
+
+def adapter_card(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None) -> str:
     """Return the text of an adapter's ``README.md``.
 
     Parameters
     ----------
-    name : str
-        The adapter's.
-    beneath : sequence of str
-        Names of the adapters that lie between it and the base, whose folders stand beside its own.
+    adapter : Adapter
+    beneath : sequence of Adapter
+        Those that lie between it and the base, whose folders stand beside its own.
     base : Base
         The base model.
     task : Task or None
-        Given when this folder carries the task's head.
+        The stack's.
     """
-    title = f"# {name}: a LoRA adapter of a clinstack Stack"
+    names = [other.name for other in beneath]
     if beneath:
         half = (
             f"**This folder alone is only half of the model.** It was trained on top of "
-            f"{' and '.join(f'`{other}`' for other in beneath)}; opened without, it gives other outputs and no error."
+            f"{' and '.join(f'`{other}`' for other in names)}; opened without, it gives other outputs and no error."
         )
+    elif adapter.method == "full":
+        half = "It is a whole model: the base with its weights trained."
     else:
         half = "It lies directly on the base model."
-    folder = "clinstack.model.base.EMBEDDED_FOLDER" if base.name == EMBEDDED else repr(base.name)
-    lines = ["import clinstack.model.base"] if base.name == EMBEDDED else []
-    model_class = "AutoModelForSequenceClassification" if task else "AutoModelForCausalLM"
-    labels = f", num_labels={len(task.classes)}" if task else ""
-    lines += ["from peft import PeftConfig, PeftModel", f"from transformers import {model_class}, AutoTokenizer", ""]
-    lines += [
-        f"base = {folder}",
-        "tokenizer = AutoTokenizer.from_pretrained(base)  # pad on the right",
-        f"model = {model_class}.from_pretrained(base{labels}, dtype='float32')",
-    ]
-    if task:
-        lines.append("model.config.pad_token_id = tokenizer.pad_token_id")
-    chain = [*beneath, name]
-    first, *rest = chain
-    lines += [
-        f"config = PeftConfig.from_pretrained('{first}')",
-        *(["config.task_type = config.modules_to_save = None"] if rest or not task else []),
-        f"model = PeftModel.from_pretrained(model, '{first}', adapter_name='{first}', config=config)",
-    ]
-    lines += [f"model.load_adapter('{other}', adapter_name='{other}')" for other in rest]
-    names = ", ".join(f"'{other}'" for other in chain)
-    lines += [f"model.base_model.set_adapter([{names}])  # PeftModel.set_adapter takes one name only", "model.eval()"]
-    head = f"\nIt carries the head of the task `{task.name}`: {len(task.classes)} classes.\n" if task else ""
+    head = ""
+    if task is not None and adapter.carries_head:
+        head = f"\nIt carries the head of the task `{task.name}`: {len(task.classes)} classes.\n"
+    how, code = _opening(adapter, beneath, base, task)
     return f"""---
-library_name: peft
-tags: [clinstack, lora, clinical]
+library_name: {"transformers" if adapter.method == "full" else "peft"}
+tags: [clinstack, {adapter.method}, clinical]
 ---
-{title}
+# {adapter.name}: {_TITLES[adapter.method]} of a clinstack Stack
 
 {half}
 {head}
 Base model: `{base.name}`, fingerprint `{base.fingerprint}`. `../stack.json` records what it is stacked on.
 
-With plain PEFT, in the folder that holds `stack.json`:
+{how}, in the folder that holds `stack.json`:
 
 ```python
-{chr(10).join(lines)}
+{chr(10).join(code)}
 ```
 
 Research software. An aid for people who know the data; not a medical device.
 """
+
+
+def _opening(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None) -> tuple[str, list[str]]:
+    """Return with what the whole is opened, and the code."""
+    chain = [*beneath, adapter]
+    full = chain[0] if chain[0].method == "full" else None
+    above = chain[1:] if full else chain
+    alone = len(above) == 1
+    if not alone and any(other.method not in _TOGETHER for other in above):
+        code = [
+            "from pathlib import Path",
+            "from clinstack.model.stack import Stack",
+            "",
+            "stack = Stack.load(Path('.'))",
+        ]
+        return "Plain PEFT does not combine these methods. With clinstack", code
+    # A head that is not in the adapter's folder stands in `head/`; below the top adapter there is none to be shown.
+    with_head = task if adapter.carries_head else None
+    beside = task if above and not adapter.carries_head and above[-1].method in (*VIRTUAL, "adaption_prompt") else None
+    code = _open_base(base, full, with_head or beside)
+    if not above:
+        return "With transformers", [*code, "model.eval()"]
+    if beside:
+        code += [
+            "from safetensors.torch import load_file",
+            f"model.{HEAD_MODULE}.weight.data = load_file('head/head.safetensors')['{HEAD_KEY}']",
+        ]
+    first, *rest = (other.name for other in above)
+    code += ["from peft import PeftConfig, PeftModel", f"config = PeftConfig.from_pretrained('{first}')"]
+    if beside and above[0].method in VIRTUAL:
+        code.append("config.task_type = 'FEATURE_EXTRACTION'  # runs the tokens and passes the logits on")
+    elif above[0].method not in (*VIRTUAL, "adaption_prompt") and (rest or not with_head):
+        code.append("config.task_type = config.modules_to_save = None")
+    code.append(f"model = PeftModel.from_pretrained(model, '{first}', adapter_name='{first}', config=config)")
+    code += [f"model.load_adapter('{other}', adapter_name='{other}')" for other in rest]
+    if above[0].method in _TOGETHER:
+        names = ", ".join(f"'{other.name}'" for other in above)
+        code.append(f"model.base_model.set_adapter([{names}])  # PeftModel.set_adapter takes one name only")
+    return "With plain PEFT", [*code, "model.eval()"]
+
+
+def _open_base(base: Base, full: Adapter | None, task: Task | None) -> list[str]:
+    code = []
+    if full:
+        code.append(f"base = '{full.name}'")
+    elif base.name == EMBEDDED:
+        code += ["import clinstack.model.base", "base = clinstack.model.base.EMBEDDED_FOLDER"]
+    else:
+        code.append(f"base = {base.name!r}")
+    model_class = "AutoModelForSequenceClassification" if task else "AutoModelForCausalLM"
+    labels = f", num_labels={len(task.classes)}" if task else ""
+    code = [f"from transformers import {model_class}, AutoTokenizer", *code]
+    code += [
+        "tokenizer = AutoTokenizer.from_pretrained(base)  # pad on the right",
+        f"model = {model_class}.from_pretrained(base{labels}, dtype='float32')",
+    ]
+    if task:
+        code.append("model.config.pad_token_id = tokenizer.pad_token_id")
+    return code

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clinstack.errors import ClinstackError
+from clinstack.model.methods.configs import LOW_RANK
 
 if TYPE_CHECKING:
     from clinstack.model.stack import Stack
@@ -38,26 +39,26 @@ def check_stack(stack: Stack) -> None:
     check_trainable(stack)
     check_float32(stack)
     check_adapters_change_output(stack)
-    if stack.task is None:
+    if stack.task is None and stack.can_pack:
         check_packing(stack)
 
 
 def check_active(stack: Stack) -> None:
-    """Invariant 1: each layer's active adapters are those of the spec, in order, of which it carries weights.
+    """Invariant 1: each adapter is part of the forward pass, and each layer's active ones are the spec's, in order.
 
     PEFT's own model status calls a good stack "irregular", so each layer is asked.
     """
-    wanted = [adapter.name for adapter in stack.adapters]
-    layers = stack.lora_layers()
-    for name, layer in layers.items():
+    wanted = [adapter.name for adapter in stack.adapters if adapter.method in LOW_RANK]
+    for name, layer in stack.lora_layers().items():
         active = list(layer.active_adapters)
         if active != wanted:
             raise StackError(f"{name}: the adapters {active} are active; the spec says {wanted}.")
         if layer.merged:
             raise StackError(f"{name}: adapters are merged into the base; a stack keeps them apart.")
     for adapter in stack.adapters:
-        if not any(adapter.name in layer.lora_A for layer in layers.values()):
-            raise StackError(f"The adapter {adapter.name!r} is in no layer.")
+        complaint = stack.placed(adapter.name).complaint()
+        if complaint:
+            raise StackError(complaint)
 
 
 def check_trainable(stack: Stack) -> None:
@@ -71,9 +72,10 @@ def check_trainable(stack: Stack) -> None:
 
 def check_float32(stack: Stack) -> None:
     """Invariant 5: adapters and head are float32 whatever the base's dtype."""
+    owned = {name for adapter in stack.adapters for name in stack.placed(adapter.name).parameter_names()}
     for name, parameter in stack.network.named_parameters():
         is_head = stack.task is not None and parameter is stack.head.weight
-        if (".lora_" in name or is_head) and parameter.dtype != torch.float32:
+        if (name in owned or is_head) and parameter.dtype != torch.float32:
             raise StackError(f"{name} is {parameter.dtype}; adapters and head must be float32.")
 
 
@@ -152,11 +154,12 @@ def _evaluating(stack: Stack) -> Iterator[None]:
 @contextmanager
 def _overwritten_with_noise(stack: Stack, name: str) -> Iterator[None]:
     generator = torch.Generator().manual_seed(1)
-    tensors = [
-        parameter
-        for parameter_name, parameter in stack.network.named_parameters()
-        if ".lora_" in parameter_name and f".{name}." in parameter_name
-    ]
+    placed = stack.placed(name)
+    names = set(placed.parameter_names())
+    tensors = [parameter for key, parameter in stack.network.named_parameters() if key in names]
+    if placed.method == "full":
+        # The layers' norms are enough, and small.
+        tensors = [tensor for tensor in tensors if tensor.dim() == 1] or tensors
     before = [tensor.detach().clone() for tensor in tensors]
     try:
         with torch.no_grad():

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from clinstack.model.checks import effects
 from clinstack.model.lineage import tensors_hash
+from clinstack.model.methods.configs import LOW_RANK
 from clinstack.model.stack import Stack
 
 
@@ -65,9 +66,14 @@ def _adapters_table(stack: Stack, changes: dict[str, float]) -> Table:
 def _layers_table(stack: Stack) -> Table:
     table = Table("layer", "active adapters", "trainable tensors", title="Layers")
     trainable = stack.trainable_parameters()
-    for name, layer in stack.lora_layers().items():
+    rows = {name: list(layer.active_adapters) for name, layer in stack.lora_layers().items()}
+    for adapter in stack.adapters:
+        if adapter.method not in LOW_RANK:
+            for name in stack.placed(adapter.name).places():
+                rows.setdefault(name, []).append(adapter.name)
+    for name, active in rows.items():
         count = sum(1 for parameter in trainable if parameter.startswith(f"{name}."))
-        table.add_row(name, " + ".join(layer.active_adapters), str(count))
+        table.add_row(name, " + ".join(active), str(count))
     return table
 
 
@@ -76,7 +82,7 @@ def _verdicts(stack: Stack, changes: dict[str, float]) -> Iterator[str]:
     yield "[green]ok[/] every layer's active adapters are those of the spec, and each is in the forward pass"
     yield "[green]ok[/] exactly the spec's tensors are trainable"
     yield "[green]ok[/] weights, parents and base have the recorded hashes; the output is the one recorded when saved"
-    if stack.task is None:
+    if stack.task is None and stack.can_pack:
         yield "[green]ok[/] packed documents do not see each other"
     yield "[green]ok[/] adapters and head are float32"
     idle = [name for name, effect in changes.items() if effect == 0]

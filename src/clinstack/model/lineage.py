@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.model.base import HEAD_MODULE, Base
+from clinstack.model.methods.configs import method_of
+from clinstack.recipe.adapters import METHODS
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+ENCODER_FILE = "encoder.safetensors"
+"""What computes virtual tokens while they train, beside the file that plain PEFT reads."""
 HEAD_KEY = f"base_model.model.{HEAD_MODULE}.weight"
 """Where PEFT keeps a classifier head in an adapter's file."""
+FULL_HEAD_KEY = f"{HEAD_MODULE}.weight"
+"""Where transformers keeps it in a model's file."""
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -59,14 +65,17 @@ class StackedOn:
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """An adapter as it was read from disk.
+    """An adapter as it was read from disk, in float32.
 
-    ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified, and
+    ``config`` is None for a fully fine-tuned model, which PEFT has no configuration for. ``encoder`` is there where
+    virtual tokens were saved with the network that computes them. ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified, and
     ``verified`` stays false when a stack with such an adapter is saved and read again.
     """
 
-    config: LoraConfig
+    method: str
+    config: PeftConfig | None
     weights: dict[str, torch.Tensor]
+    encoder: dict[str, torch.Tensor] | None
     head: torch.Tensor | None
     stacked_on: StackedOn | None
     verified: bool
@@ -117,8 +126,8 @@ def stack_folder(path: Path) -> Path:
 
 
 def find_adapter_folder(path: Path, key: str) -> Path:
-    """Return the PEFT folder that a recipe's ``path`` names: a Run, a Stack with one adapter, or the folder itself."""
-    if (path / CONFIG_FILE).is_file():
+    """Return the folder that a recipe's ``path`` names: a Run, a Stack with one adapter, or the folder itself."""
+    if (path / CONFIG_FILE).is_file() or is_model_folder(path):
         return path
     if not path.exists():
         raise InputError(f"{key}.path: {path} does not exist.")
@@ -131,46 +140,34 @@ def find_adapter_folder(path: Path, key: str) -> Path:
 
 
 def read_adapter(folder: Path, key: str) -> AdapterSource:
-    """Read a PEFT folder, and its lineage where a ``stack.json`` stands beside it.
+    """Read a PEFT folder or a model's, and its lineage where a ``stack.json`` stands beside it.
 
     Parameters
     ----------
     folder : Path
-        With ``adapter_config.json`` and ``adapter_model.safetensors``.
+        With ``adapter_config.json`` and ``adapter_model.safetensors``, or in transformers' format.
     key : str
         Where the recipe names it, for messages.
 
     Raises
     ------
     InputError
-        If it is not a LoRA, is pickled or damaged, brings modules a stack cannot hold, or differs from its record.
+        If its method is none that a stack holds, it is pickled or damaged, brings modules a stack cannot hold, or
+        differs from its record.
     """
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise InputError(f"{key}: {folder} has no {WEIGHTS_FILE} (pickled adapters are not opened).")
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{key}: {folder} has no {CONFIG_FILE}.")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{key}: {folder / CONFIG_FILE} is not a PEFT configuration ({type(error).__name__})."
-        ) from None
-    if not isinstance(config, LoraConfig):
-        raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold LoRA adapters.")
-    foreign = sorted(set(config.modules_to_save or []) - {HEAD_MODULE, "classifier"})
-    if foreign:
-        raise InputError(f"{key}: {folder} brings its own copy of {foreign[0]}; a stack leaves the base as it is.")
-    if config.bias != "none":
-        raise InputError(f"{key}: {folder} changes the base's biases (bias: {config.bias}); a stack leaves them alone.")
-    try:
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except SafetensorError:
-        raise InputError(f"{key}: {folder / WEIGHTS_FILE} is damaged (not a whole safetensors file).") from None
-    head = tensors.pop(HEAD_KEY, None)
-    # Taken as a plain PEFT adapter: by the task type PEFT would choose a wrapper that wants a head in the file.
-    config.task_type = None
-    config.modules_to_save = None
-    config.inference_mode = False
+    if is_model_folder(folder):
+        method, config, encoder = "full", None, None
+        tensors = _read_shards(folder, key)
+        head = tensors.pop(FULL_HEAD_KEY, None)
+    else:
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise InputError(f"{key}: {folder} has no {WEIGHTS_FILE} (pickled adapters are not opened).")
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(f"{key}: {folder} has no {CONFIG_FILE}.")
+        config, method = _read_config(folder, key)
+        tensors = _read_file(folder / WEIGHTS_FILE, key)
+        head = tensors.pop(HEAD_KEY, None)
+        encoder = _read_file(folder / ENCODER_FILE, key) if (folder / ENCODER_FILE).is_file() else None
     stacked_on, verified = None, False
     if (folder.parent / "stack.json").is_file():
         for item in read_stack_record(folder.parent)["adapters"]:
@@ -178,7 +175,57 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
                 stacked_on, verified = StackedOn.from_dict(item["stacked_on"]), bool(item["verified"])
                 if tensors_hash(tensors) != item["weights"]:
                     raise InputError(f"{key}: the weights in {folder} are not those that stack.json records.")
-    return AdapterSource(config, tensors, head, stacked_on, verified)
+                if (item.get("encoder") or None) != (tensors_hash(encoder) if encoder else None):
+                    raise InputError(f"{key}: the encoder in {folder} is not the one that stack.json records.")
+    return AdapterSource(method, config, tensors, encoder, head, stacked_on, verified)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a whole model in transformers' format, and no adapter."""
+    return (folder / "config.json").is_file() and not (folder / CONFIG_FILE).exists() and any(_shards(folder))
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _read_shards(folder: Path, key: str) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in _shards(folder):
+        tensors |= _read_file(file, key)
+    return tensors
+
+
+def _read_file(file: Path, key: str) -> dict[str, torch.Tensor]:
+    """Read tensors, in float32 as a stack holds them: a hash must not change when a stack saves them again."""
+    try:
+        tensors = load_file(file)
+    except SafetensorError:
+        raise InputError(f"{key}: {file} is damaged (not a whole safetensors file).") from None
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def _read_config(folder: Path, key: str) -> tuple[PeftConfig, str]:
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{key}: {folder / CONFIG_FILE} is not a PEFT configuration ({type(error).__name__})."
+        ) from None
+    method = method_of(config)
+    if method is None:
+        raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold {', '.join(METHODS)}.")
+    foreign = sorted(set(getattr(config, "modules_to_save", None) or []) - {HEAD_MODULE, "classifier"})
+    if foreign:
+        raise InputError(f"{key}: {folder} brings its own copy of {foreign[0]}; a stack leaves the base as it is.")
+    if getattr(config, "bias", "none") != "none":
+        raise InputError(f"{key}: {folder} changes the base's biases (bias: {config.bias}); a stack leaves them alone.")
+    # Taken as a plain PEFT adapter: by the task type PEFT would choose a wrapper that wants a head in the file.
+    config.task_type = None
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = None
+    config.inference_mode = False
+    return config, method
 
 
 def refuse_wrong_base(source: AdapterSource, key: str, base: Base, beneath: Sequence[tuple[str, str]]) -> None:

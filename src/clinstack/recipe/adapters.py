@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_serializer, model_validator
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from clinstack.recipe.section import Section
 

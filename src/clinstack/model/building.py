@@ -1,0 +1,149 @@
+"""From a spec to a network: the base, the adapters in their order, and the head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from clinstack.errors import InputError
+from clinstack.model.base import HEAD_MODULE, Base, load_network
+from clinstack.model.lineage import AdapterSource, find_adapter_folder, read_adapter, refuse_wrong_base
+from clinstack.model.methods.configs import LOW_RANK
+from clinstack.model.methods.place import place
+from clinstack.model.methods.placed import Placed
+from clinstack.recipe import AdapterRecipe
+from clinstack.tasks import Task
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's place in a stack."""
+
+    name: str
+    method: str
+    trainable: bool
+    verified: bool
+    """False when it came without a record of the base it was trained on."""
+    carries_head: bool
+    """Whether it was made for the stack's task; its folder then holds the head, so that plain PEFT opens it whole."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stack is made of."""
+
+    base: Base
+    network: PreTrainedModel
+    placed: tuple[Placed, ...]
+    adapters: tuple[Adapter, ...]
+    task: Task | None
+    dtype: str
+    quantize: str
+
+
+def read_sources(base: Base, adapters: Sequence[AdapterRecipe]) -> list[AdapterSource | None]:
+    """Read the adapters of a recipe that have a path, and refuse those that were trained on something else.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read, or was trained on another base or other adapters.
+    """
+    sources: list[AdapterSource | None] = []
+    beneath: list[tuple[str, str]] = []
+    for index, adapter in enumerate(adapters):
+        source = None
+        if adapter.path is not None:
+            key = f"adapters.{index} ({adapter.name})"
+            source = read_adapter(find_adapter_folder(Path(adapter.path), key), key)
+            refuse_wrong_base(source, key, base, beneath)
+        sources.append(source)
+        beneath.append((adapter.name, source.fingerprint if source else "new"))
+    return sources
+
+
+def assemble(
+    base: Base,
+    adapters: Sequence[AdapterRecipe],
+    sources: Sequence[AdapterSource | None],
+    task: Task | None,
+    *,
+    seed: int,
+    dtype: str,
+    quantize: str = "none",
+    head: Tensor | None = None,
+    head_in: str | None = None,
+) -> Parts:
+    """Load a base, put its adapters in, and its head on top.
+
+    Parameters
+    ----------
+    adapters, sources : sequences
+        From the base upwards; a source is None for a new adapter.
+    head : Tensor, optional
+        Weights of the classifier, shape [classes, hidden]; by ``seed`` without them.
+    head_in : str, optional
+        The folder that a saved stack has its head in.
+
+    Raises
+    ------
+    InputError
+        If an adapter does not fit the base or what lies beneath it.
+    """
+    classes = len(task.classes) if task else None
+    methods = [source.method if source else adapter.method for adapter, source in zip(adapters, sources, strict=True)]
+    # A fully fine-tuned base is float32 as its files are; computing in another dtype is then a matter of autocast.
+    weights = "float32" if "full" in methods and quantize == "none" else dtype
+    network = load_network(
+        base, classes=classes, dtype=weights, seed=derived_seed(seed, HEAD_MODULE), quantize=quantize
+    )
+    _refuse_names_of_modules(network, adapters)
+    placed: list[Placed] = []
+    records: list[Adapter] = []
+    for adapter, source, method in zip(adapters, sources, methods, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, adapter.name))
+            placed.append(place(adapter, source, network, base, placed, classes, quantize))
+        made_here = head_in == adapter.name if head_in else source is None or method == "full"
+        carries_head = task is not None and adapter is adapters[-1] and made_here and method in (*LOW_RANK, "full")
+        verified = source is None or source.verified
+        records.append(Adapter(adapter.name, method, adapter.is_trainable, verified, carries_head))
+        if task is not None and isinstance(getattr(network, HEAD_MODULE), LoraLayer):
+            raise InputError(
+                f"adapters: {adapter.name!r} adapts the head {HEAD_MODULE!r} too; a stack trains it whole."
+            )
+    if head is not None:
+        _copy_head(network, head)
+    return Parts(base, network, tuple(placed), tuple(records), task, dtype, quantize)
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """Return a seed of its own for each part, so that adding one part does not change another's first weights."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
+
+
+def _refuse_names_of_modules(network: PreTrainedModel, adapters: Sequence[AdapterRecipe]) -> None:
+    """Refuse an adapter called like a part of the base: PEFT finds an adapter's tensors by its name between dots."""
+    taken = {part for name, _ in network.named_parameters() for part in name.split(".")}
+    for adapter in adapters:
+        if adapter.name in taken:
+            raise InputError(
+                f"adapters.{adapter.name}: the base has a part called {adapter.name!r} too, and PEFT could not tell "
+                "them apart; use another name, such as 'clinical' or 'task'."
+            )
+
+
+def _copy_head(network: PreTrainedModel, head: Tensor) -> None:
+    layer: Any = cast(nn.Linear, getattr(network, HEAD_MODULE))
+    if layer.weight.shape != head.shape:
+        raise InputError(f"The head has {head.shape[0]} outputs; the task has {layer.weight.shape[0]} classes.")
+    with torch.no_grad():
+        layer.weight.copy_(head)

@@ -1,0 +1,71 @@
+"""Put an adapter of any method into a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import AdaptionPromptConfig, LoraConfig
+from transformers import PreTrainedModel
+
+from clinstack.errors import InputError
+from clinstack.model.base import Base
+from clinstack.model.lineage import AdapterSource
+from clinstack.model.methods.adaption_prompt import AdaptionPrompt
+from clinstack.model.methods.configs import LOW_RANK, VIRTUAL, adapter_config
+from clinstack.model.methods.full import Full
+from clinstack.model.methods.low_rank import LowRank
+from clinstack.model.methods.placed import Placed
+from clinstack.model.methods.virtual_tokens import VirtualTokens
+from clinstack.recipe import AdapterRecipe
+
+
+def place(
+    adapter: AdapterRecipe,
+    source: AdapterSource | None,
+    network: PreTrainedModel,
+    base: Base,
+    beneath: Sequence[Placed],
+    classes: int | None,
+    quantize: str,
+) -> Placed:
+    """Put an adapter into a network on top of those that it has, with its weights if it was read.
+
+    Raises
+    ------
+    InputError
+        If it does not fit the base, or cannot be combined with what lies beneath.
+    """
+    name, trainable = adapter.name, adapter.is_trainable
+    method = source.method if source else adapter.method
+    placed: Placed
+    if method == "full":
+        if beneath:
+            raise InputError(
+                f"adapters.{name}: full trains the base's own weights, so it is the first of a stack, and only once; "
+                f"here {beneath[-1].name!r} lies beneath it."
+            )
+        if quantize != "none":
+            raise InputError(
+                f"adapters.{name}: full trains the base's own weights, and those of a base in {quantize} are not "
+                "numbers that can be trained; use quantize: none, or lora."
+            )
+        placed = Full(name, trainable, network, base, classes)
+    else:
+        config = source.config if source else adapter_config(adapter, network, base.folder)
+        if method in LOW_RANK:
+            assert isinstance(config, LoraConfig)
+            shared = next(
+                (other.peft_model for other in beneath if isinstance(other, LowRank) and other.method != "adalora"),
+                None,
+            )
+            placed = LowRank(name, method, trainable, network, config, None if method == "adalora" else shared)
+        elif method in VIRTUAL:
+            assert config is not None
+            encoder = source.encoder if source else None
+            placed = VirtualTokens(name, method, trainable, network, config, encoder, is_new=source is None)
+        else:
+            assert isinstance(config, AdaptionPromptConfig)
+            placed = AdaptionPrompt(name, trainable, network, config)
+    if source is not None:
+        placed.load(source.weights)
+    return placed
