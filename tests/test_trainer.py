@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from torch import Tensor
 from clinstack.engine.checkpoint import BEST, LAST, TrainingState
 from clinstack.engine.losses import causal_loss, classification_loss
 from clinstack.engine.optimizer import build_optimizer, check_optimizer, learning_rate_factor
+from clinstack.engine.precision import FIRST_SCALE
 from clinstack.engine.trainer import train
-from clinstack.errors import ClinstackError
+from clinstack.errors import ClinstackError, DivergedError, InputError
 from clinstack.files import read_json
 from clinstack.model.checks import StackError
 from clinstack.model.lineage import tensors_hash
@@ -501,3 +503,356 @@ def test_other_threads_than_at_the_beginning_are_said(
         monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
         train(toy.stack, run, settings_of(), toy, "toy")
     assert "goes on with 7" in " ".join(capsys.readouterr().err.split())
+
+
+# ---------------------------------------------------------------------- validation in steps, and patience
+
+
+def test_validations_stand_where_the_recipe_puts_them(toy: Toy, tmp_path: Path) -> None:
+    toy.scores = iter([0.1, 0.9, 0.2, 0.3])
+    with a_run(tmp_path / "run") as run:
+        state = train(toy.stack, run, settings_of(validate_every=3), toy, "toy")
+    assert [entry["step"] for entry in state.history] == [3, 6, 9, 10]
+    assert [entry["epoch"] for entry in state.history] == [1, 2, 2, 2]
+    assert (state.best, state.best_epoch, state.best_score) == (1, 2, 0.9)
+    with torch.inference_mode():
+        assert torch.equal(toy.logits(range(ROWS)), toy.logits_at[1])
+
+
+@pytest.mark.parametrize(
+    ("patience", "scores"),
+    [
+        (1, [0.1, 0.5, 0.4]),
+        (2, [0.1, 0.5, 0.4, 0.6, 0.6, 0.5]),
+        (2, [0.1, 0.5, 0.6, 0.6, 0.5]),
+        (None, [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]),
+    ],
+)
+def test_training_ends_when_validation_brings_nothing_better(
+    toy: Toy, tmp_path: Path, patience: int | None, scores: list[float]
+) -> None:
+    toy.scores = iter(scores)
+    last = len(scores)
+    with a_run(tmp_path / "run") as run:
+        state = train(toy.stack, run, settings_of(epochs=6, patience=patience), toy, "toy")
+    assert len(state.history) == last
+    assert state.step == last * 5
+    best = max(range(last), key=lambda number: state.history[number]["score"])
+    with torch.inference_mode():
+        assert torch.equal(toy.logits(range(ROWS)), toy.logits_at[best])
+
+
+def test_a_training_that_ran_out_of_patience_does_not_go_on(
+    tiny_base: Path, table3: Specs, mortality: Task, tmp_path: Path
+) -> None:
+    """Killed after its last validation: the state keeps the best score, so the next start stops at once."""
+
+    def build() -> Toy:
+        toy = Toy(Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality))
+        toy.scores = iter([0.5, 0.4, 0.3])
+        return toy
+
+    settings = settings_of(epochs=6, validate_every=2, patience=2)
+    first, second = build(), build()
+    with a_run(tmp_path / "run") as run:
+        state = train(first.stack, run, settings, first, "toy")
+    with a_run(tmp_path / "run") as run:
+        again = train(second.stack, run, settings, second, "toy")
+    assert (state.step, second.steps) == (6, 0)
+    assert again == state
+    assert tensors_hash(weights(second.stack)) == tensors_hash(weights(first.stack))
+
+
+# ---------------------------------------------------------------------- guards
+
+
+def test_a_jump_of_the_loss_ends_the_training_with_the_checkpoint_before_it(toy: Toy, tmp_path: Path) -> None:
+    toy.change_loss = lambda loss: loss * (30 if toy.steps == 24 else 1)
+    message = r"at step 24, more than training\.spike_factor = 10 times .* the median of the 20 steps before.*--fresh"
+    with pytest.raises(DivergedError, match=message), a_run(tmp_path / "run") as run:
+        train(toy.stack, run, settings_of(epochs=6, spike_factor=10), toy, "toy")
+    with safe_open(tmp_path / "run" / "checkpoints" / LAST, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+    assert (state["step"], len(state["recent_losses"])) == (21, 20)
+
+
+@pytest.mark.parametrize(("at", "factor"), [(20, 10), (24, 40), (24, None)])
+def test_a_loss_may_jump_early_or_less_than_the_recipe_says(
+    toy: Toy, tmp_path: Path, at: int, factor: float | None
+) -> None:
+    toy.change_loss = lambda loss: loss * (30 if toy.steps == at else 1)
+    with a_run(tmp_path / "run") as run:
+        state = train(toy.stack, run, settings_of(epochs=6, spike_factor=factor), toy, "toy")
+    assert state.step == 30
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(toy: Toy, tmp_path: Path) -> None:
+    """The loss is finite: the square root has no slope at 0."""
+    toy.change_loss = lambda loss: loss + (0 * loss).sqrt() if toy.steps == 4 else loss
+    with (
+        pytest.raises(DivergedError, match=r"A gradient is not finite at step 4\..*--fresh"),
+        a_run(tmp_path / "run") as run,
+    ):
+        train(toy.stack, run, settings_of(), toy, "toy")
+    assert all(bool(parameter.isfinite().all()) for parameter in toy.stack.trainable_parameters().values())
+
+
+# ---------------------------------------------------------------------- memory
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+]
+
+
+def dropping_out(tiny_base: Path, mortality: Task) -> Toy:
+    adapter = AdapterRecipe(name="task", rank=2, alpha=4)
+    return Toy(Stack.build(str(tiny_base), [adapter], mortality), batch_size=10)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["accelerator", "cpu"])
+def test_when_memory_runs_out_batches_are_cut_and_the_result_stays(
+    tiny_base: Path, mortality: Task, tmp_path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the third step, in its second batch: what the first left in the gradients must not count twice."""
+    whole, cut = dropping_out(tiny_base, mortality), dropping_out(tiny_base, mortality)
+    plain = cut.loss
+    sizes: list[int] = []
+
+    def loss(batch: list[int]) -> tuple[Tensor, float]:
+        sizes.append(len(batch))
+        if cut.steps >= 5 and len(batch) > 3:
+            raise error
+        return plain(batch)
+
+    cut.loss = loss  # type: ignore[method-assign]
+    settings = settings_of(epochs=5, accumulate=2, learning_rate=1e-3)
+    with a_run(tmp_path / "whole") as run:
+        train(whole.stack, run, settings, whole, "toy")
+    with a_run(tmp_path / "cut") as run:
+        state = train(cut.stack, run, settings, cut, "toy")
+    assert state.largest_batch == 3
+    assert sizes[:9] == [10, 10, 10, 10, 10, 10, 5, 3, 3]
+    for line, expected in zip(log_of(tmp_path / "cut"), log_of(tmp_path / "whole"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)
+    for name, tensor in weights(whole.stack).items():
+        torch.testing.assert_close(weights(cut.stack)[name], tensor, rtol=0, atol=2e-5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("Memory ran out at step 3") == 2  # to 5, then to 3
+    assert "at most 3 items" in said
+
+
+def test_the_limit_that_memory_sets_is_remembered(
+    tiny_base: Path, mortality: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = dropping_out(tiny_base, mortality), dropping_out(tiny_base, mortality)
+    for toy in (first, second):
+
+        def loss(batch: list[int], toy: Toy = toy, plain: Callable[..., Any] = toy.loss) -> tuple[Tensor, float]:
+            if len(batch) > 5:
+                raise OUT_OF_MEMORY[0]
+            return plain(batch)  # type: ignore[no-any-return]
+
+        toy.loss = loss  # type: ignore[method-assign]
+
+    def stop(step: int) -> None:
+        if step == 15:
+            raise KeyboardInterrupt
+
+    first.before_step = stop
+    with pytest.raises(KeyboardInterrupt), a_run(tmp_path / "run") as run:
+        train(first.stack, run, settings_of(epochs=8), first, "toy")
+    assert "Memory ran out" in capsys.readouterr().err
+    with a_run(tmp_path / "run") as run:
+        state = train(second.stack, run, settings_of(epochs=8), second, "toy")
+    assert state.largest_batch == 5
+    assert "Memory ran out" not in capsys.readouterr().err
+
+
+def test_an_item_that_does_not_fit_is_an_error_with_the_remedy(toy: Toy, tmp_path: Path) -> None:
+    def loss(batch: list[int]) -> tuple[Tensor, float]:
+        raise OUT_OF_MEMORY[1]
+
+    toy.loss = loss  # type: ignore[method-assign]
+    message = r"One item of a batch does not fit in memory at step 1\..*gradient_checkpointing: true"
+    with pytest.raises(ClinstackError, match=message), a_run(tmp_path / "run") as run:
+        train(toy.stack, run, settings_of(), toy, "toy")
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(toy: Toy, tmp_path: Path) -> None:
+    def loss(batch: list[int]) -> tuple[Tensor, float]:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    toy.loss = loss  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="cannot be multiplied"), a_run(tmp_path / "run") as run:
+        train(toy.stack, run, settings_of(), toy, "toy")
+
+
+# ---------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_base_in_sixteen_bits_trains_like_one_in_thirty_two(
+    tiny_base: Path, mortality: Task, tmp_path: Path, dtype: str
+) -> None:
+    losses = []
+    for name in ("float32", dtype):
+        adapter = AdapterRecipe(name="task", rank=2, alpha=4)
+        toy = Toy(Stack.build(str(tiny_base), [adapter], mortality, dtype=name))
+        with a_run(tmp_path / name) as run:
+            train(toy.stack, run, settings_of(), toy, "toy")
+        assert {parameter.dtype for parameter in toy.stack.trainable_parameters().values()} == {torch.float32}
+        losses.append([line["loss"] for line in log_of(tmp_path / name) if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_float16_step_that_overflows_is_computed_anew_with_half_the_scale(
+    tiny_base: Path, mortality: Task, tmp_path: Path
+) -> None:
+    """The gradients of the logits are about 1, so 65536 times that is more than float16 holds."""
+    adapter = AdapterRecipe(name="task", rank=2, alpha=4)
+    build = lambda: Toy(Stack.build(str(tiny_base), [adapter], mortality, dtype="float16"))  # noqa: E731
+    toy = build()
+    toy.change_loss = lambda loss: loss * 4
+    with a_run(tmp_path / "run") as run:
+        state = train(toy.stack, run, settings_of(), toy, "toy")
+    assert state.step == 10
+    assert 1 < state.loss_scale < FIRST_SCALE
+    assert toy.steps > 10  # some were computed more than once
+    assert 0 < state.steps_since_halving <= 10
+    norms = [line["gradient_norm"] for line in log_of(tmp_path / "run") if "loss" in line]
+    assert all(0 < norm < 100 for norm in norms)  # of the loss, not of the scaled loss
+    stopped, resumed = build(), build()
+
+    def stop(step: int) -> None:
+        if len(log_of(tmp_path / "again")) > 5:
+            raise KeyboardInterrupt
+
+    (tmp_path / "again").mkdir()
+    for item in (stopped, resumed):
+        item.change_loss = lambda loss: loss * 4
+    stopped.before_step = lambda step: stop(step) if (tmp_path / "again" / "log.jsonl").exists() else None
+    with pytest.raises(KeyboardInterrupt), a_run(tmp_path / "again") as run:
+        train(stopped.stack, run, settings_of(), stopped, "toy")
+    with a_run(tmp_path / "again") as run:
+        assert train(resumed.stack, run, settings_of(), resumed, "toy") == state
+    assert tensors_hash(weights(resumed.stack)) == tensors_hash(weights(toy.stack))
+
+
+# ---------------------------------------------------------------------- what the stack's methods and layers are told
+
+
+def test_the_stack_is_told_of_the_steps(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdaLoRA gives out ranks after a step, from gradients that must still be there, and keeps averages."""
+    told: list[Any] = []
+    stack = toy.stack
+    head = stack.head.weight
+    memory = {"average": torch.zeros(1)}
+
+    def after_step(step: int) -> None:
+        assert head.grad is not None
+        memory["average"] += 1
+        told.append(step)
+
+    monkeypatch.setattr(stack, "begin_training", lambda total: told.append(f"of {total}"))
+    monkeypatch.setattr(stack, "after_step", after_step)
+    monkeypatch.setattr(stack, "method_state", lambda: memory)
+    monkeypatch.setattr(stack, "load_method_state", lambda tensors: told.append(float(tensors["average"])))
+    with a_run(tmp_path / "run") as run:
+        train(stack, run, settings_of(epochs=1), toy, "toy")
+    assert told == ["of 5", 1, 2, 3, 4, 5, 5.0]
+
+
+def test_a_penalty_is_added_once_to_the_steps_mean_loss(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = toy.stack.head.weight
+    seen: list[Tensor] = []
+
+    def recording(self: torch.optim.AdamW, closure: None = None) -> None:
+        assert head.grad is not None
+        seen.append(head.grad.clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording)
+    settings = settings_of(accumulate=2, gradient_clip=1e6)
+    for name, penalty in (("without", lambda: None), ("with", lambda: (3 * head).sum())):
+        monkeypatch.setattr(toy.stack, "penalty", penalty)
+        with pytest.raises(KeyboardInterrupt), a_run(tmp_path / name) as run:
+            train(toy.stack, run, settings, toy, "toy")
+        head.grad = None
+    torch.testing.assert_close(seen[1] - seen[0], torch.full_like(head, 3.0))
+
+
+def test_checkpointed_activations_give_the_same_training(
+    tiny_base: Path, table3: Specs, mortality: Task, tmp_path: Path
+) -> None:
+    results = []
+    for checkpointed in (False, True):
+        toy = Toy(Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality))
+        with a_run(tmp_path / str(checkpointed)) as run:
+            train(toy.stack, run, settings_of(gradient_checkpointing=checkpointed), toy, "toy")
+        results.append(weights(toy.stack))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(results[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- curves
+
+
+def points(run: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(run / "tensorboard"))
+    reader.Reload()
+    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("stop_at", [4, 5, 8])
+def test_the_curves_of_a_stopped_training_are_those_of_one_that_was_not(
+    tiny_base: Path, table3: Specs, mortality: Task, tmp_path: Path, stop_at: int
+) -> None:
+    def build() -> Toy:
+        return Toy(Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality))
+
+    def stop(step: int) -> None:
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    straight, stopped, resumed = build(), build(), build()
+    with a_run(tmp_path / "straight") as run:
+        train(straight.stack, run, settings_of(), straight, "toy")
+    stopped.before_step = stop
+    with pytest.raises(KeyboardInterrupt), a_run(tmp_path / "run") as run:
+        train(stopped.stack, run, settings_of(), stopped, "toy")
+    with a_run(tmp_path / "run") as run:
+        train(resumed.stack, run, settings_of(), resumed, "toy")
+    found, expected = points(tmp_path / "run"), points(tmp_path / "straight")
+    assert sorted(found) == sorted(expected)
+    assert sorted(found) == sorted(
+        ["gradient_norm", "learning_rate", "loss", "notes_per_second", "validation_loss", "validation_score"]
+    )
+    for tag in set(found) - {"notes_per_second"}:
+        assert found[tag] == expected[tag], tag
+    assert [step for step, _ in found["notes_per_second"]] == list(range(1, 11))
+    logged = [(line["step"], line["loss"]) for line in log_of(tmp_path / "run") if "loss" in line]
+    assert found["loss"] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in logged]
+
+
+def test_no_curves_when_none_are_wanted(toy: Toy, tmp_path: Path) -> None:
+    with a_run(tmp_path / "run") as run:
+        train(toy.stack, run, settings_of(tracking="none"), toy, "toy")
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else find(module))
+    message = rf"training\.tracking: {name} is not installed; pip install {name}"
+    with pytest.raises(InputError, match=message), a_run(tmp_path / "run") as run:
+        train(toy.stack, run, settings_of(tracking=name), toy, "toy")
+    assert toy.steps == 0
