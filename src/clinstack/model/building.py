@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -128,6 +128,14 @@ def assemble(
 def derived_seed(seed: int, name: str) -> int:
     """Return a seed of its own for each part, so that adding one part does not change another's first weights."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big")
+
+
+def count_numbers(parameters: Iterable[nn.Parameter]) -> int:
+    """Return how many numbers parameters hold; those in 4 bits hold two in a byte."""
+    return sum(
+        parameter.numel() * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
+        for parameter in parameters
+    )
 
 
 def _refuse_names_of_modules(network: PreTrainedModel, adapters: Sequence[AdapterRecipe]) -> None:

@@ -68,8 +68,9 @@ class AdapterSource:
     """An adapter as it was read from disk, in float32.
 
     ``config`` is None for a fully fine-tuned model, which PEFT has no configuration for. ``encoder`` is there where
-    virtual tokens were saved with the network that computes them. ``stacked_on`` is None for a plain PEFT folder without clinstack's record: its base cannot be verified, and
-    ``verified`` stays false when a stack with such an adapter is saved and read again.
+    virtual tokens were saved with the network that computes them. ``stacked_on`` is None for a plain PEFT folder
+    without clinstack's record: its base cannot be verified, and ``verified`` stays false when a stack with such an
+    adapter is saved and read again.
     """
 
     method: str

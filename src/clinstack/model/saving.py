@@ -126,9 +126,7 @@ def _save_adapter(
     write_text(folder / "README.md", adapter_card(adapter, beneath, stack.base, stack.task))
 
 
-def load_parts(
-    folder: Path, record: dict[str, Any], base: str | None, dtype: str | None, quantize: str | None
-) -> Parts:
+def load_parts(folder: Path, record: dict[str, Any], base: str | None, dtype: str | None, quantize: str) -> Parts:
     """Read what a saved stack is made of, and verify its fingerprints.
 
     Raises

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from clinstack.errors import InputError
 from clinstack.model.base import EMBEDDED, HEAD_MODULE, backbone, find_base, load_tokenizer
-from clinstack.model.building import Adapter, Parts, assemble, read_sources
+from clinstack.model.building import Parts, assemble, count_numbers, read_sources
 from clinstack.model.lineage import StackedOn, read_stack_record, stack_folder, tensors_hash
 from clinstack.model.methods.adalora import RankBudget
 from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
@@ -36,8 +36,6 @@ from clinstack.model.methods.virtual_tokens import VirtualTokens
 from clinstack.model.saving import load_parts, save_stack
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
-
-__all__ = ["Adapter", "Stack"]
 
 
 class Stack:
@@ -123,9 +121,7 @@ class Stack:
         return cls._checked(parts)
 
     @classmethod
-    def load(
-        cls, folder: Path, base: str | None = None, *, dtype: str | None = None, quantize: str | None = None
-    ) -> Stack:
+    def load(cls, folder: Path, base: str | None = None, *, dtype: str | None = None, quantize: str = "") -> Stack:
         """Load a saved stack, verify every fingerprint, and compare its output with the one recorded when saved.
 
         Parameters
@@ -212,8 +208,7 @@ class Stack:
 
     @property
     def _virtual(self) -> VirtualTokens | None:
-        found = (adapter for adapter in self._placed if isinstance(adapter, VirtualTokens))
-        return next(found, None)
+        return next((adapter for adapter in self._placed if isinstance(adapter, VirtualTokens)), None)
 
     @property
     def can_pack(self) -> bool:
@@ -245,8 +240,8 @@ class Stack:
             "base": self.base.name,
             "fingerprint": self.base.fingerprint,
             **({"quantize": self.quantize} if self.quantize != "none" else {}),
-            "parameters": sum(_count(parameter) for parameter in self.network.parameters()),
-            "trainable_parameters": sum(_count(parameter) for parameter in self.trainable_parameters().values()),
+            "parameters": count_numbers(self.network.parameters()),
+            "trainable_parameters": count_numbers(self.trainable_parameters().values()),
             "adapters": [
                 {
                     "name": adapter.name,
@@ -307,7 +302,7 @@ class Stack:
         position_ids: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """Return the last layer's output of the given tokens, shape [rows, tokens, hidden]; virtual tokens are not in it.
+        """Return the last layer's output of the given tokens, without virtual ones: shape [rows, tokens, hidden].
 
         With a mask of shape [rows, tokens] rows may be padded on either side. Without one and with position ids that
         begin anew at 0 for each document, a row holds several documents that do not see each other (transformers
@@ -352,8 +347,8 @@ class Stack:
         virtual = self._virtual
         if virtual is not None and virtual.method == "prefix":
             raise InputError(
-                f"training.gradient_checkpointing: the prefix of {virtual.name!r} lies in the cache of keys and values, "
-                "which layers that are computed again would lose; use false, or p_tuning or prompt."
+                f"training.gradient_checkpointing: the prefix of {virtual.name!r} lies in the cache of keys and "
+                "values, which layers that are computed again would lose; use false, or p_tuning or prompt."
             )
         try:
             # The other way (reentrant) gives no gradient to what lies below the first input that needs one.
@@ -404,9 +399,3 @@ class Stack:
     def save(self, folder: Path) -> None:
         """Write ``stack.json`` and a folder for each adapter; safetensors only, in one step."""
         save_stack(self, folder)
-
-
-def _count(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter; a 4-bit one holds two in a byte."""
-    per_byte = 2 if type(parameter).__name__ == "Params4bit" else 1
-    return parameter.numel() * (per_byte * parameter.element_size() if per_byte == 2 else 1)

@@ -82,9 +82,9 @@ class AdapterRecipe(Section):
     """Prompt: begins with the embeddings of this text, repeated or cut; at random when not given."""
     encoder: Literal["mlp", "lstm"] = "mlp"
     encoder_layers: int = Field(default=2, ge=1)
-    """P-tuning: layers of the LSTM."""
+    """P-tuning: layers of the LSTM; the MLP always has three."""
     encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """P-tuning: between the layers of the LSTM."""
+    """P-tuning: between the layers of the LSTM; the MLP has none."""
     adapter_length: int = Field(default=10, ge=1)
     """Adaption prompt: its tokens in a layer."""
     adapter_layers: int = Field(default=30, ge=1)
@@ -136,10 +136,6 @@ class AdapterRecipe(Section):
                 f"initial_rank: AdaLoRA begins with {self.initial_rank} and cannot grow to rank {self.rank}; "
                 "give an initial_rank above rank"
             )
-        if self.path is None and self.method == "p_tuning" and self.encoder == "mlp":
-            for key in ("encoder_layers", "encoder_dropout"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key}: only the encoder lstm has it; the mlp has three layers and no dropout")
         if self.path is None and self.encoder_hidden is not None and self.method == "prefix" and not self.projection:
             raise ValueError("encoder_hidden: a prefix has an encoder only with projection: true")
         return self

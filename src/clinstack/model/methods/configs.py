@@ -73,18 +73,14 @@ def adapter_config(adapter: AdapterRecipe, network: PreTrainedModel, tokenizer: 
     if adapter.method == "adaption_prompt":
         return _adaption_config(adapter, network)
     values: dict[str, Any] = {"num_virtual_tokens": adapter.virtual_tokens, "num_transformer_submodules": 1}
+    if adapter.encoder_hidden is not None:
+        values["encoder_hidden_size"] = adapter.encoder_hidden
     if adapter.method == "prefix":
-        return PrefixTuningConfig(
-            **values, prefix_projection=adapter.projection, encoder_hidden_size=adapter.encoder_hidden
-        )
+        return PrefixTuningConfig(**values, prefix_projection=adapter.projection)
     if adapter.method == "p_tuning":
-        lstm = {"encoder_num_layers": adapter.encoder_layers, "encoder_dropout": adapter.encoder_dropout}
-        return PromptEncoderConfig(
-            **values,
-            encoder_reparameterization_type=adapter.encoder.upper(),
-            encoder_hidden_size=adapter.encoder_hidden,
-            **(lstm if adapter.encoder == "lstm" else {}),
-        )
+        if adapter.encoder == "lstm":
+            values |= {"encoder_num_layers": adapter.encoder_layers, "encoder_dropout": adapter.encoder_dropout}
+        return PromptEncoderConfig(**values, encoder_reparameterization_type=adapter.encoder.upper())
     text: dict[str, Any] = {}
     if adapter.initial_text is not None:
         text = {
@@ -145,19 +141,18 @@ def _targets(adapter: AdapterRecipe, network: PreTrainedModel) -> list[str]:
             continue
         if target in ("lm_head", output):
             raise InputError(
-                f"{key}: an adapter on the output layer {target!r} is not possible: the loss reads that layer's weights "
-                "in chunks, and would pass the adapter by. Adapt the layers below, or the embeddings."
+                f"{key}: an adapter on the output layer {target!r} is not possible: the loss reads that layer's "
+                "weights in chunks, and would pass the adapter by. Adapt the layers below, or the embeddings."
             )
-        raise InputError(
-            f"{key}: the base has no {target!r}; it has {', '.join([*known, *filter(None, [embeddings])])}."
-        )
+        present = ", ".join([*known, *filter(None, [embeddings])])
+        raise InputError(f"{key}: the base has no {target!r}; it has {present}.")
     return list(adapter.target_modules)
 
 
 def _last_name(network: PreTrainedModel, wanted: nn.Module | None) -> str | None:
     for name, module in network.named_modules():
         if wanted is not None and module is wanted:
-            return name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+            return str(name).removesuffix(".base_layer").rsplit(".", 1)[-1]
     return None
 
 

@@ -8,8 +8,8 @@ the wrong token of a padded row, and let no other adapter beside them. Outputs a
     prompt, p_tuning:   v v v | the text's tokens     before the embedded tokens, in every layer
     prefix:             keys and values of v v v for each layer, as if they had been read before
 
-While P-tuning or a projected prefix trains, a small network (the encoder) computes the virtual tokens. PEFT's file holds
-only what it computed, so the encoder is saved beside it; a frozen adapter needs what it computed only.
+While P-tuning or a projected prefix trains, a small network (the encoder) computes the virtual tokens. PEFT's file
+holds only what it computed, so the encoder is saved beside it; a frozen adapter needs what it computed only.
 """
 
 from __future__ import annotations
