@@ -168,7 +168,7 @@ def _new_part(adapter: AdapterRecipe, key: str, base: Base, config: PreTrainedCo
     """Count a new adapter's parameters by putting it on the architecture, which also refuses one that does not fit."""
     network = _on_meta(base, config, classes)
     if adapter.method == "full":
-        return Part(adapter.name, "full, the base's own weights", _size_below_head(network, classes), True)
+        return Part(adapter.name, "full: the base's own weights", _size_below_head(network, classes), True)
     # The text of a prompt decides its first values, not its size.
     shape = adapter.model_copy(update={"initial_text": None})
     with torch.device("meta"), warnings.catch_warnings():
@@ -192,11 +192,11 @@ def _described(adapter: AdapterRecipe) -> str:
         encoder = (
             f", {adapter.encoder}" if adapter.method == "p_tuning" else ", projected" if adapter.projection else ""
         )
-        return f"{adapter.method}, {adapter.virtual_tokens} virtual tokens{encoder}"
+        return f"{adapter.method}: {adapter.virtual_tokens} virtual tokens{encoder}"
     if adapter.method == "adaption_prompt":
-        return f"{adapter.method}, {adapter.adapter_length} tokens in {adapter.adapter_layers} layers"
+        return f"{adapter.method}: {adapter.adapter_length} tokens in {adapter.adapter_layers} layers"
     targets = adapter.target_modules if isinstance(adapter.target_modules, str) else ", ".join(adapter.target_modules)
-    return f"{adapter.method}, rank {adapter.rank} on {targets}"
+    return f"{adapter.method}: rank {adapter.rank} on {targets}"
 
 
 def _read_part(adapter: AdapterRecipe, key: str) -> Part:

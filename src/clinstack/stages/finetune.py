@@ -93,7 +93,14 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
         batch_size = recipe.training.batch_size
 
         def build() -> Stack:
-            built = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
+            built = Stack.build(
+                recipe.base,
+                recipe.adapters,
+                task,
+                seed=recipe.training.seed,
+                dtype=recipe.dtype,
+                quantize=recipe.quantize,
+            )
             built.max_tokens, built.suffix, built.keep = recipe.max_tokens, recipe.suffix, recipe.keep
             return built
 

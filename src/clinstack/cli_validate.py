@@ -1,0 +1,73 @@
+"""What `clinstack validate` checks and shows: the recipe, the files it names, its base, and what it would train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clinstack.errors import InputError
+from clinstack.recipe import FinetuneRecipe, StageRecipe, TrainingStageRecipe
+from clinstack.tasks import Task
+
+if TYPE_CHECKING:
+    from clinstack.model.support import Support
+
+
+def validate_recipe(recipe: StageRecipe, console: Console) -> None:
+    """Check a recipe as far as that goes without reading weights or notes, and print what it comes to.
+
+    Raises
+    ------
+    InputError
+        For what the stage itself would refuse sooner or later; with the key and the remedy.
+    """
+    _check_files(recipe)
+    if isinstance(recipe, TrainingStageRecipe):
+        from clinstack.model.support import check_support
+
+        task = Task.load(Path(recipe.examples)) if isinstance(recipe, FinetuneRecipe) else None
+        show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
+    console.print(f"The recipe is good: {recipe.stage} into [bold]{escape(recipe.run)}[/].")
+
+
+def _check_files(recipe: StageRecipe) -> None:
+    from clinstack.notes.read import examples_files, notes_files
+
+    values = recipe.model_dump()
+    if values.get("notes"):
+        notes_files(Path(values["notes"]))
+    if values.get("examples"):
+        examples_files(Path(values["examples"]))
+    for index, adapter in enumerate(values.get("adapters", ())):
+        if adapter.get("path") and not Path(adapter["path"]).exists():
+            raise InputError(f"adapters.{index}.path: {adapter['path']} does not exist.")
+
+
+def show_support(recipe: TrainingStageRecipe, support: Support, console: Console) -> None:
+    """Print the base, what is put on it with its parameters, and the notes."""
+    held = recipe.dtype if recipe.quantize == "none" else f"{recipe.quantize}, {recipe.dtype}"
+    table = Table(
+        title=f"{escape(support.base.name)}\n{support.architecture}, {held}", title_style="", show_footer=True
+    )
+    whole = support.parameters + sum(part.parameters for part in support.parts if not part.what.startswith("full"))
+    table.add_column("part", footer="trainable")
+    table.add_column("")
+    table.add_column("method")
+    table.add_column("parameters", justify="right", footer=f"{support.trainable:,}")
+    table.add_column("share", justify="right", footer=_share(support.trainable, whole))
+    table.add_row("base", "frozen", "", f"{support.parameters:,}", _share(support.parameters, whole))
+    for part in support.parts:
+        state = "[green]trainable[/]" if part.trainable else "frozen"
+        share = _share(part.parameters, whole)
+        table.add_row(escape(part.name), state, escape(part.what), f"{part.parameters:,}", share)
+    console.print(table)
+    for note in support.notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
+
+
+def _share(parameters: int, whole: int) -> str:
+    return f"{100 * parameters / whole:.3g} %"
