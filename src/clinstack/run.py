@@ -187,7 +187,8 @@ def adapter_files(adapters: Sequence[AdapterRecipe]) -> list[Path]:
         for adapter in adapters
         if adapter.path is not None
         for place in (".", "*", "stack/*")
-        for file in sorted(Path(adapter.path).glob(f"{place}/adapter_model.safetensors"))
+        for name in ("adapter_model", "encoder", "model*")  # the last is a fully fine-tuned base
+        for file in sorted(Path(adapter.path).glob(f"{place}/{name}.safetensors"))
     ]
 
 
