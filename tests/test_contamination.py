@@ -248,6 +248,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+def test_what_was_dropped_is_not_left_as_tokens(planted: tuple[Path, Path]) -> None:
+    data, corpus = planted
+    store = data / "tokens" / "0123456789ab"
+    store.mkdir(parents=True)
+    (store / "00000.tokens").write_bytes(b"tokens")
+    check_prepared(data, [corpus], drop=True)
+    assert (data / "notes" / "notes.parquet").is_file()
+    assert not (data / "tokens").exists()
+
+
 def test_an_error_in_the_middle_of_dropping_leaves_the_old_folder(
     planted: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

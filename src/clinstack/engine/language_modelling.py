@@ -18,7 +18,7 @@ from clinstack.engine.precision import forward_precision
 from clinstack.engine.progress import console, progress_bar
 from clinstack.evaluate.perplexity import batch_perplexity
 from clinstack.model.stack import Stack
-from clinstack.notes.read import NotesSurvey, stream_notes
+from clinstack.notes.read import TOKENS, NotesSurvey, stream_notes
 from clinstack.tokens.documents import Documents
 from clinstack.tokens.encode import document_ends, own_ends
 from clinstack.tokens.layout import Batches, Layout, NoteRows, lay_out
@@ -47,7 +47,7 @@ def open_notes(
         "note_types": None if survey.note_types is None else sorted(survey.note_types),
     }
     return open_store(
-        survey.folder / "tokens" if place is None else Path(place),
+        survey.folder / TOKENS if place is None else Path(place),
         source,
         stack.tokenizer,
         partial(stream_notes, survey, split),

@@ -19,6 +19,8 @@ from clinstack.notes.splits import assign_splits
 from clinstack.tasks import Task
 
 SPLITS = ("train", "validation", "test")
+TOKENS = "tokens"
+"""Folder of the tokenised notes in a folder of Notes."""
 NOTE_COLUMNS = ("note_id", "patient_id", "note_type", "text")
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory, write_json
 from clinstack.notes.contamination.compared_files import prepare_facts
+from clinstack.notes.read import TOKENS
 from clinstack.tasks import Task
 
 _STEP = "shares nothing with a held-out example"
@@ -52,6 +53,8 @@ def drop_rows(folder: Path, rows: Mapping[Path, set[int]], check: Mapping[str, A
     facts = prepare_facts(folder)
     with replacing_directory(folder.resolve()) as new:
         for here, names, files in os.walk(folder):
+            if Path(here) == folder and TOKENS in names:
+                names.remove(TOKENS)  # made from the notes as they were; what is dropped could be read in them
             place = new / Path(here).relative_to(folder)
             place.mkdir(exist_ok=True)
             for name in [*files, *(name for name in names if (Path(here) / name).is_symlink())]:
