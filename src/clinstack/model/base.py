@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
+from clinstack.model.attention import use_document_attention
 from clinstack.model.config import load_config
 from clinstack.model.quantize import (
     compute_alike_in_training_and_evaluation,
@@ -180,8 +181,7 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quan
         head.float()
         head.weight.data.copy_(weight)
     _refuse_random_weights(base, loading)
-    if getattr(config, "final_logit_softcapping", None) and classes is None:
-        raise InputError(f"base: {base.name} caps its logits; the packed loss does not support that yet.")
+    use_document_attention(network)
     return network
 
 
