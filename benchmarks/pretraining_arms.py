@@ -293,11 +293,108 @@ def check_losses(work: Path, compiled: bool) -> float:
     return max(differences)
 
 
+def time_trainer(turns: Turns) -> Any:
+    """Return a callback that takes the turns of transformers' Trainer, from which the peers' derive.
+
+    Its batches are counted where they enter a step; loading them, logging and saving lie outside.
+    """
+    from transformers import Trainer, TrainerCallback
+
+    training_step = Trainer.training_step
+    last = [0.0]
+
+    def counted(self: Any, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        turns.count(ids.numel() if mask is None else int(mask.sum()), ids.numel())
+        loss = training_step(self, model, inputs, *others, **named)
+        last[0] = float(loss)
+        return loss
+
+    Trainer.training_step = counted
+
+    class TakeTurns(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            turns.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            turns.end(last[0])
+
+    return TakeTurns()
+
+
+def trl(work: Path, turns: Turns) -> None:
+    """Train with TRL's SFTTrainer and its defaults: gradient checkpointing, padding to the longest of a batch."""
+    _trl(work, turns)
+
+
+def trl_packed(work: Path, turns: Turns) -> None:
+    """Train with TRL's SFTTrainer, packed without losing a token, and no gradient checkpointing."""
+    _trl(work, turns, packing=True, packing_strategy="bfd_split", gradient_checkpointing=False)
+
+
+def _trl(work: Path, turns: Turns, **options: Any) -> None:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        output_dir=str(work / "trl"),
+        use_cpu=True,
+        bf16=False,  # its default, which a CPU has not
+        max_length=CONTEXT,
+        per_device_train_batch_size=ROWS,
+        num_train_epochs=ENDLESS,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = SFTTrainer(
+        model=str(work / "model"),
+        args=config,
+        train_dataset=Dataset.from_dict({"text": read_texts(work)}),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
+        callbacks=[time_trainer(turns)],
+    )
+    trainer.train()
+
+
+def llamafactory(work: Path, turns: Turns) -> None:
+    """Train with LLaMA-Factory's pretraining stage and its defaults: gradient checkpointing, texts joined and cut."""
+    from llamafactory.train.tuner import run_exp
+
+    columns = {"notes": {"file_name": "notes.jsonl", "columns": {"prompt": "text"}}}
+    (work / "dataset_info.json").write_text(json.dumps(columns))
+    settings: dict[str, Any] = {
+        "stage": "pt",
+        "do_train": True,
+        "model_name_or_path": str(work / "model"),
+        "finetuning_type": "lora",
+        "lora_rank": LORA["r"],
+        "lora_alpha": LORA["lora_alpha"],
+        "lora_target": ",".join(LORA["target_modules"]),
+        "dataset": "notes",
+        "dataset_dir": str(work),
+        "cutoff_len": CONTEXT,
+        "per_device_train_batch_size": ROWS,
+        "num_train_epochs": ENDLESS,
+        "output_dir": str(work / "llamafactory"),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    run_exp(settings, callbacks=[time_trainer(turns)])
+
+
 WAYS: dict[str, Callable[[Path, Turns], None]] = {
     "published": published,
     "published, memory kept": published,
     "clinstack": clinstack,
     "clinstack compiled": clinstack_compiled,
+    "trl": trl,
+    "trl packed": trl_packed,
+    "llamafactory": llamafactory,
 }
 
 if __name__ == "__main__":
