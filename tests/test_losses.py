@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from clinstack.engine import losses
+from clinstack.engine import next_token
 from clinstack.engine.language_modelling import lay_out_notes, losses_table, note_losses
 from clinstack.engine.losses import causal_loss, class_weights, classification_loss, encode_labels
 from clinstack.model.stack import Stack
@@ -110,7 +110,7 @@ def test_the_loss_in_chunks_is_that_of_the_full_logits(stack: Stack, monkeypatch
     batch = packed.collate(range(len(packed)))
     assert batch.predictions < batch.labels.numel()  # some positions predict nothing
     stack.eval()
-    monkeypatch.setattr(losses, "_CHUNK", 7)
+    monkeypatch.setitem(next_token._LOGITS, "cpu", 7 * 300)  # 7 tokens of the vocabulary
     summed = causal_loss(stack, batch)
     each = causal_loss(stack, batch, reduction="none")
     summed.backward()  # type: ignore[no-untyped-call]

@@ -8,37 +8,36 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import LinearCrossEntropyOptions
 
+from clinstack.engine.next_token import next_token_loss
 from clinstack.model.stack import Stack
 from clinstack.tasks import Task
 from clinstack.tokens.pack import IGNORED, PackedBatch
 
-_CHUNK = 512
-"""Tokens whose logits exist at once. PyTorch's automatic choice is slow on CPU."""
-
 
 def causal_loss(stack: Stack, batch: PackedBatch, reduction: str = "sum") -> Tensor:
-    """Return the cross-entropy of the next tokens of packed rows, without the full logits in memory.
+    """Return the cross-entropy of the next tokens of a batch, without the full logits in memory.
 
     Parameters
     ----------
     reduction : {"sum", "none"}
-        "none" gives one loss for each position, shape [rows * tokens], 0 where nothing is predicted.
+        "none" gives one loss for each position, shape [rows * tokens], 0 where nothing is predicted, and no gradient.
     """
-    hidden = stack.hidden_states(batch.input_ids, batch.attention_mask, batch.position_ids)
+    hidden = stack.hidden_states(batch.input_ids, batch.attention_mask, batch.position_ids).flatten(0, 1)
+    labels = batch.labels.flatten()
+    predicts = labels != IGNORED
     output: Any = stack.network.get_output_embeddings()
-    bias = getattr(output, "bias", None)
-    options = LinearCrossEntropyOptions(batch_chunk_size=_CHUNK, chunking_method=None)
-    return F.linear_cross_entropy(
-        hidden.flatten(0, 1),
+    losses = next_token_loss(
+        hidden[predicts],
         output.weight,
-        batch.labels.flatten(),
-        linear_bias=bias,
-        reduction=reduction,
-        ignore_index=IGNORED,
-        options=options,
+        getattr(output, "bias", None),
+        labels[predicts],
+        getattr(stack.network.config, "final_logit_softcapping", None),
+        summed=reduction == "sum",
     )
+    if reduction == "sum":
+        return losses
+    return losses.new_zeros(labels.shape).masked_scatter_(predicts, losses)
 
 
 def encode_labels(task: Task, labels: Sequence[Any]) -> Tensor:

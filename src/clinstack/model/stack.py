@@ -26,6 +26,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from clinstack.errors import InputError
+from clinstack.model.attention import attends_by_document, boundaries_mask
 from clinstack.model.base import EMBEDDED, HEAD_MODULE, backbone, find_base, load_tokenizer
 from clinstack.model.building import Parts, assemble, count_numbers, read_sources
 from clinstack.model.lineage import StackedOn, read_stack_record, stack_folder, tensors_hash
@@ -305,15 +306,17 @@ class Stack:
         """Return the last layer's output of the given tokens, without virtual ones: shape [rows, tokens, hidden].
 
         With a mask of shape [rows, tokens] rows may be padded on either side. Without one and with position ids that
-        begin anew at 0 for each document, a row holds several documents that do not see each other (transformers
-        builds the block mask from the position ids; it does so only without a cache and without a mask), where
-        `can_pack` says so. What else is given is handed to the backbone.
+        begin anew at 0 for each document, a row holds several documents that do not see each other, where `can_pack`
+        says so: by `clinstack.model.attention`, or by the block mask that transformers builds from the position ids
+        (it does so only without a cache and without a mask). What else is given is handed to the backbone.
         """
         if attention_mask is not None and attention_mask.dim() == 2 and position_ids is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
         virtual = self._virtual
         if virtual is not None and not virtual.is_off:
             return virtual.hidden_states(input_ids, attention_mask, position_ids, **attention)
+        if attention_mask is None and position_ids is not None and attends_by_document(self.network):
+            attention_mask = boundaries_mask(position_ids)
         output: Any = backbone(self.network)(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **attention
         )
