@@ -54,6 +54,7 @@ def place(
         config = source.config if source else adapter_config(adapter, network, base.folder)
         if method in LOW_RANK:
             assert isinstance(config, LoraConfig)
+            _refuse_dora_with_dropout(name, trainable, config, beneath)
             shared = next(
                 (other.peft_model for other in beneath if isinstance(other, LowRank) and other.method != "adalora"),
                 None,
@@ -69,3 +70,15 @@ def place(
     if source is not None:
         placed.load(source.weights)
     return placed
+
+
+def _refuse_dora_with_dropout(name: str, trainable: bool, config: LoraConfig, beneath: Sequence[Placed]) -> None:
+    """Refuse what PEFT computes in two ways: with dropout, a DoRA scales the base's output without the adapters
+    beneath, and without dropout, so also when it is evaluated, with them.
+    """
+    lower = next((other.name for other in beneath if isinstance(other, LowRank)), None)
+    if config.use_dora and trainable and config.lora_dropout > 0 and lower is not None:
+        raise InputError(
+            f"adapters.{name}.dropout: above {lower!r} a dora with dropout would train as another model than it is "
+            "evaluated as; use dropout: 0."
+        )
