@@ -254,23 +254,27 @@ def import_torch() -> None:
 
 @presets_app.command("ls")
 def presets_ls() -> None:
-    """List the recipes that come with the package."""
-    table = Table("name", "what it is")
+    """List the recipes that come with the package, and apart from them the configurations of its launcher."""
+    recipes, configurations = Table("recipe", "what it is"), Table("for accelerate launch", "what it is")
     for path in sorted(PRESETS.rglob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        table.add_row(str(path.relative_to(PRESETS).with_suffix("")), first)
-    console.print(table)
+        name = path.relative_to(PRESETS).with_suffix("")
+        # Not recipes: `accelerate launch --config_file` reads them.
+        table = configurations if name.parts[0] in {"accelerate", "deepspeed"} else recipes
+        table.add_row(str(name), first)
+    console.print(recipes)
+    console.print(configurations)
 
 
 @presets_app.command("show")
 def presets_show(name: str) -> None:
-    """Print a recipe."""
+    """Print a recipe, or a configuration for accelerate launch."""
     print(_preset(name).read_text(encoding="utf-8"), end="")
 
 
 @presets_app.command("cp")
 def presets_cp(name: str, to: Path) -> None:
-    """Copy a recipe to a file of yours, to change it."""
+    """Copy a recipe, or a configuration for accelerate launch, to a file of yours, to change it."""
     if to.exists():
         raise InputError(f"{to} exists; name another file.")
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -141,6 +141,8 @@ def world() -> World:
     shards = _is_set("ACCELERATE_USE_FSDP")
     if shards and os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("accelerate: clinstack shards with FSDP 2 only; set fsdp_version: 2.")
+    # Else transformers leaves the weights empty in all processes but one, and waits for accelerate to send them.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     from accelerate import PartialState
 
     state: Any = PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)

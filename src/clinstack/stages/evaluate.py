@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from clinstack.engine.classification import EncodedExamples, predictions_table
-from clinstack.engine.device import pick_device
+from clinstack.engine.distributed import open_shared_run
 from clinstack.engine.language_modelling import losses_table, open_notes
+from clinstack.engine.sharding import place
 from clinstack.errors import InputError
 from clinstack.evaluate.classification import classification_metrics
 from clinstack.evaluate.compare import compare
@@ -26,7 +27,7 @@ from clinstack.notes.read import (
     survey_notes,
 )
 from clinstack.recipe import EvaluateRecipe
-from clinstack.run import Run, open_run
+from clinstack.run import Run
 
 
 def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
@@ -38,14 +39,18 @@ def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
         raise InputError(f"stack: {record} is missing.")
     inputs = {**input_hashes(files), str(record): sha256_file(record)}
     facts = {"stage": "evaluate", "task": None, "synthetic": is_synthetic(source)}
-    with open_run(recipe, inputs, fresh=fresh, **facts) as run:
+    with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
         if run.is_done:
             return run
-        stack = Stack.load(Path(recipe.stack), recipe.base).to(pick_device())
+        stack = Stack.load(Path(recipe.stack), recipe.base)
+        summary = stack.summary()
+        place(stack)
         with run.timed("evaluate"):
             metrics = _classify(stack, recipe, run) if recipe.examples else _read(stack, recipe, run)
+        if not run.writes:
+            return run
         write_json(run.folder / "metrics.json", {recipe.split: metrics})
-        run.finish(label=stack.label, task=stack.task.name if stack.task else None, stack=stack.summary())
+        run.finish(label=stack.label, task=stack.task.name if stack.task else None, stack=summary)
         return run
 
 
@@ -58,6 +63,8 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     notes = open_notes(stack, survey_notes(folder), recipe.split, inputs, recipe.tokens)
     notes = notes.sample(recipe.evaluation.max_notes, recipe.evaluation.seed)
     losses = losses_table(stack, notes, recipe.split, stack.max_tokens, recipe.batch_size)
+    if not run.writes:
+        return {}
     with replacing_file(run.folder / "losses.parquet") as temporary:
         pq.write_table(losses, temporary)
     return perplexity_metrics(losses, recipe.evaluation.resamples, recipe.evaluation.seed, recipe.split)
@@ -73,6 +80,8 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     examples = splits[recipe.split]
     encoded = EncodedExamples(stack, task, examples)
     logits = encoded.all_logits(recipe.batch_size, f"{task.name} {recipe.split}")
+    if not run.writes:
+        return {}
     table = predictions_table(task, {recipe.split: examples}, {recipe.split: logits})
     with replacing_file(run.folder / "predictions.parquet") as temporary:
         pq.write_table(table, temporary)
