@@ -301,13 +301,49 @@ def test_unknown_figures_are_said_to_be_unknown() -> None:
     }
 
 
-def test_validate_reads_the_recipe_and_its_files_but_no_model(
-    clinstack: Clinstack, recipe: Path, monkeypatch: pytest.MonkeyPatch
+def test_validate_shows_what_would_train_and_reads_no_weight(
+    clinstack: Clinstack, recipe: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("clinstack.model.stack.Stack.build", None)
-    said = clinstack("validate", recipe, "base=nowhere")
+    described = tmp_path / "described"
+    shutil.copytree(tiny_base, described, ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = json.loads((described / "tokenizer_config.json").read_text())
+    (described / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
+    said = clinstack("validate", recipe, f"base={described}", "adapters=[{name: task, rank: 2}]")
     assert said.code == 0
+    assert "LlamaForSequenceClassification" in said.out
+    # Two layers: 2 x (32 + 32) for the query, 2 x (32 + 16) for the value projection; and 2 x 32 for the head.
+    assert re.search(r"task +. trainable . lora: rank 2 on q_proj, v_proj +. +448 ", said.out)
+    assert re.search(r"head +. trainable . 2 outputs +. +64 ", said.out)
+    assert re.search(r"trainable +. +. +. +512 ", said.out)
+    assert "note The tokenizer has no padding token" in said.out
     assert "The recipe is good: finetune into" in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("base=nowhere", "nowhere is neither a folder, nor a hub id"),
+        ("max_tokens=300", "300 tokens are more than the 256 positions"),
+        ("adapters=[{name: task, target_modules: [q_prj]}]", "has no 'q_prj'"),
+        ("adapters=[{name: task, method: adaption_prompt}]", "use at most 2"),
+    ],
+)
+def test_validate_says_what_the_base_does_not_support(
+    clinstack: Clinstack, recipe: Path, change: str, message: str
+) -> None:
+    said = clinstack("validate", recipe, change)
+    assert said.code == 2
+    assert message in said.line
+
+
+def test_doctor_says_what_was_repaired_in_the_tokenizer(clinstack: Clinstack, tiny_base: Path, tmp_path: Path) -> None:
+    from clinstack.model.stack import Stack
+
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": ""}))
+    Stack.build(str(copy), [AdapterRecipe(name="clinical")]).save(tmp_path / "stack")
+    assert "note The tokenizer has no end token; '</s>' serves." in clinstack("doctor", tmp_path / "stack").out
 
 
 def test_presets_are_listed_shown_and_copied(clinstack: Clinstack, tmp_path: Path) -> None:

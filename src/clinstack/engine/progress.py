@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -29,6 +30,12 @@ from rich.text import Text
 
 console = Console(stderr=True)
 _numbers = itertools.count()
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Show what a person should know before the work goes on, a line each."""
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from clinstack.model.checks import effects
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.methods.configs import LOW_RANK
 from clinstack.model.stack import Stack
+from clinstack.model.tokenizer import tokenizer_repairs
 
 
 def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) -> Iterator[Table | str]:
@@ -32,7 +34,8 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     """
     stack = Stack.load(folder, base)
     summary = stack.summary()
-    yield f"[bold]Base[/] {stack.base.name}  {stack.base.fingerprint}  loaded as {stack.dtype}"
+    held = stack.dtype if stack.quantize == "none" else f"{stack.quantize}, {stack.dtype}"
+    yield f"[bold]Base[/] {stack.base.name}  {stack.base.fingerprint}  loaded as {held}"
     if stack.task is not None:
         yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
         yield f"[bold]Head[/] {tensors_hash({'head': stack.head.weight})}  {stack.head.weight.dtype}"
@@ -42,6 +45,8 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     if with_layers:
         yield _layers_table(stack)
     yield from _verdicts(stack, changes)
+    for repair in tokenizer_repairs(stack.base):
+        yield f"[yellow]note[/] {escape(repair)}"
 
 
 def _adapters_table(stack: Stack, changes: dict[str, float]) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
@@ -67,6 +67,7 @@ def compute_alike_in_training_and_evaluation(network: PreTrainedModel) -> None:
     It would do so at the first forward pass in evaluation mode, in place, for a faster product in bfloat16 whatever the
     recipe's dtype: a stack would validate with other outputs than it trains with.
     """
+    module: Any
     for module in network.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

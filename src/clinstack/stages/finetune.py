@@ -19,11 +19,13 @@ from clinstack.engine.checkpoint import BEST
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.distributed import open_shared_run
 from clinstack.engine.losses import class_weights, classification_loss
+from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import classification_metrics, primary_auroc
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
+from clinstack.model.support import check_support
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
 from clinstack.recipe import FinetuneRecipe, stack_label
 from clinstack.run import Run, adapter_files
@@ -105,6 +107,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             return built
 
         with run.timed("prepare"):
+            say_notes(check_support(recipe, len(task.classes)).notes)
             stack = build()
             place(stack)
             encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}

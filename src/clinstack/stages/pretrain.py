@@ -27,15 +27,17 @@ from clinstack.engine.language_modelling import (
     usable_layout,
 )
 from clinstack.engine.losses import causal_loss
-from clinstack.engine.progress import console
+from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, write_json
 from clinstack.model.stack import Stack
+from clinstack.model.support import check_support
 from clinstack.notes.read import SPLITS, input_hashes, is_synthetic, notes_files, survey_notes
 from clinstack.recipe import PretrainRecipe
 from clinstack.run import Run, adapter_files
+from clinstack.tokens.encode import own_ends
 from clinstack.tokens.layout import Batches
 from clinstack.tokens.notes import NoteTokens
 
@@ -109,14 +111,15 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
             return built
 
         with run.timed("prepare"):
+            say_notes(check_support(recipe, None).notes)
             survey = survey_notes(folder, recipe.note_types)
             stack = build()
+            if _measures_as_published(recipe):
+                own_ends(stack.tokenizer)  # refused now, and not after training
             notes = {split: open_notes(stack, survey, split, notes_hashes, recipe.tokens) for split in SPLITS}
             _sample(notes, recipe)
             place(stack)
             objective = PretrainObjective(stack, recipe, notes)
-            if objective.layout != recipe.layout:
-                console.print(f"layout: {objective.layout}, because an adapter's method sees all of a packed row.")
         began = time.monotonic()
         with run.timed("train"):
             state = train(stack, run, recipe.training, objective, f"pretrain {label}", on_validation)
@@ -153,6 +156,10 @@ def _sample(notes: dict[str, NoteTokens], recipe: PretrainRecipe) -> None:
     notes["train sample"] = notes["train"].sample(len(notes["test"]), seed)
 
 
+def _measures_as_published(recipe: PretrainRecipe) -> bool:
+    return recipe.published_perplexity or recipe.layout == "padded"
+
+
 def _measure(
     stack: Stack, recipe: PretrainRecipe, notes: dict[str, NoteTokens]
 ) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
@@ -163,7 +170,7 @@ def _measure(
         table = losses_table(stack, part, split, recipe.context, batch_size)
         tables.append(table)
         metrics[split] = perplexity_metrics(table, settings.resamples, settings.seed, split)
-        if recipe.published_perplexity or recipe.layout == "padded":
+        if _measures_as_published(recipe):
             metrics[split]["published"] = published_perplexity(
                 stack, part, recipe.context, batch_size, f"{split} notes, as published"
             )
