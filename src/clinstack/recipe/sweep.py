@@ -38,10 +38,11 @@ class SpaceEntry(Section):
 
     @model_validator(mode="after")
     def _choices_or_range(self) -> SpaceEntry:
-        numbers = {"low", "high", "log", "step"} & self.model_fields_set
+        said = {"low": self.low, "high": self.high, "log": self.log or None, "step": self.step}
+        numbers = [key for key, value in said.items() if value is not None]
         if self.choices is not None:
             if numbers:
-                raise ValueError(f"give either choices or a range ({', '.join(sorted(numbers))})")
+                raise ValueError(f"give either choices or a range ({', '.join(numbers)})")
             return self
         if self.low is None or self.high is None:
             raise ValueError("give choices: [...], or low and high")

@@ -75,7 +75,7 @@ def _sampler(recipe: SweepRecipe, number: int) -> BaseSampler:
     if recipe.sampler == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)
     if recipe.sampler == "tpe":
-        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True, warn_independent_sampling=False)
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     return RandomSampler(seed=seed)
 
 
