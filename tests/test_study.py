@@ -30,7 +30,7 @@ from clinstack.recipe import (
     parse_recipe,
     read_yaml,
 )
-from clinstack.study.cells import Cell, fail_if_any, is_done, run_cells
+from clinstack.study.cells import Cell, fail_if_any, is_done, run_cell, run_cells
 from clinstack.study.published import TABLE2
 from clinstack.study.study import resolve, study, study_cells
 from clinstack.study.table2 import TablePaths, write_table2
@@ -158,6 +158,23 @@ def test_a_wrong_cell_is_named_before_anything_runs(cell: dict[str, Any], messag
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"notes": "/nowhere"}, "cell a: notes: /nowhere has no notes"),
+        ({"common": {"adapters": [{"name": "c", "method": "adaption_prompt"}]}}, "cell a: .*30 .*2 layers"),
+    ],
+)
+def test_what_would_fail_is_said_before_any_process_starts(
+    values: dict[str, Any], message: str, tmp_path: Path, tiny_base: Path, tiny_notes: Path
+) -> None:
+    write_text(tmp_path / "own.yaml", json.dumps({**TINY, "notes": str(tiny_notes), "base": str(tiny_base)}))
+    cell = {"name": "a", "recipe": str(tmp_path / "own.yaml")}
+    with pytest.raises(InputError, match=message):
+        study(recipe_of(run=str(tmp_path / "study"), cells=[cell], **values))
+    assert not (tmp_path / "study" / "a").exists()
+
+
 def test_a_run_is_not_a_study(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {})
     with pytest.raises(InputError, match="is one Run; name another directory"):
@@ -216,21 +233,18 @@ def test_one_cell_fails_one_is_killed_and_the_others_go_on(tmp_path: Path, tiny_
     assert not children()
 
 
-def test_the_message_of_an_unexpected_error_stays_inside(
-    tmp_path: Path, tiny_base: Path, tiny_notes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_message_of_an_unexpected_error_stays_inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It could quote a note."""
-    from clinstack.stages import pretrain as stage
-    from clinstack.study.cells import run_cell
 
-    def broken(*_: Any, **__: Any) -> None:
+    def broken(_: bool) -> None:
         raise ValueError("the patient has a name")
 
-    monkeypatch.setattr(stage, "open_run", broken)
-    outcome = run_cell(tiny_cell("a", tmp_path, tiny_base, tiny_notes))
-    assert outcome.failure is not None
-    assert "patient" not in outcome.failure
-    assert outcome.failure.startswith("ValueError in test_study.py, line ")
+    monkeypatch.setattr("clinstack.study.cells._stage_of", lambda recipe: broken)
+    cell = tiny_cell("a", tmp_path, Path("base"), Path("notes"))
+    assert str(run_cell(cell).failure).startswith("ValueError in test_study.py, line ")
+    assert "patient" not in str(run_cell(cell).failure)
+    write_text(tmp_path / "a" / "recipe.yaml", "")
+    assert f"`clinstack pretrain {tmp_path}/a/recipe.yaml` shows all of it" in str(run_cell(cell).failure)
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

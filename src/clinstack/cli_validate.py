@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.errors import InputError
-from clinstack.recipe import FinetuneRecipe, StageRecipe, TrainingStageRecipe
+from clinstack.recipe import FinetuneRecipe, StageRecipe, StudyRecipe, TrainingStageRecipe
 from clinstack.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
 
         task = Task.load(Path(recipe.examples)) if isinstance(recipe, FinetuneRecipe) else None
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
+    if isinstance(recipe, StudyRecipe):
+        from clinstack.study.study import resolve, study_cells
+
+        for cell in study_cells(resolve(recipe)):
+            console.print(f"cell [bold]{escape(cell.name)}[/]")
+            validate_recipe(cell.recipe, console)
     console.print(f"The recipe is good: {recipe.stage} into [bold]{escape(recipe.run)}[/].")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from clinstack.engine.progress import console
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import write_text
+from clinstack.notes.read import notes_files
 from clinstack.recipe import (
     PretrainRecipe,
     StudyRecipe,
@@ -55,6 +56,7 @@ def study(recipe: StudyRecipe, *, fresh: bool = False) -> TablePaths:
             console.print(f"{len(cells) - len(left)} of {len(cells)} Runs are done already.")
         outcomes = {}
         if left:
+            check_cells(left)
             workers, threads = _workers_and_threads(resolved, left)
             outcomes = run_cells(left, workers, threads=threads, fresh=fresh)
         failures = {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure is not None}
@@ -117,6 +119,25 @@ def study_cells(recipe: StudyRecipe) -> list[Cell]:
             )
         cells.append(Cell(cell.name, parsed))
     return cells
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Refuse what would fail sooner or later: no Notes, or a base that does not support a method. Reads no weights.
+
+    Raises
+    ------
+    InputError
+        Naming the cell.
+    """
+    from clinstack.model.support import check_support
+
+    for cell in cells:
+        assert isinstance(cell.recipe, PretrainRecipe)
+        try:
+            notes_files(Path(cell.recipe.notes))
+            check_support(cell.recipe, None)
+        except InputError as error:
+            raise InputError(f"cell {cell.name}: {error}") from None
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
