@@ -105,10 +105,10 @@ def _chunks(
         # On a float32 model this is the buffer itself; half precision is left for the matrix products only.
         logits = out.float()
         chosen = logits.gather(1, target)
-        largest, place = logits.max(1, keepdim=True)
+        largest = logits.amax(1)
         probabilities = torch._softmax(logits, 1, False, out=logits)
         # The largest probability is at least 1 / vocabulary, so its logarithm is safe where the target's is not.
-        losses = (largest - probabilities.gather(1, place).log() - chosen)[:, 0]
+        losses = largest - probabilities.amax(1).log() - chosen[:, 0]
         if gradients:
             probabilities.scatter_add_(1, target, torch.full_like(chosen, -1.0))
             if slope is not None:
