@@ -90,7 +90,7 @@ class Support:
         return sum(part.parameters for part in self.parts if part.trainable)
 
 
-def check_support(recipe: TrainingStageRecipe, classes: int | None) -> Support:
+def check_support(recipe: TrainingStageRecipe, classes: int | None = None) -> Support:
     """Check that a recipe's base supports what the recipe asks of it, reading no weights.
 
     Parameters
