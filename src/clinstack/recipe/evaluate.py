@@ -32,6 +32,8 @@ class EvaluateRecipe(StageRecipe):
     def _one_source(self) -> EvaluateRecipe:
         if (self.notes is None) == (self.examples is None):
             raise ValueError("give either notes (for a language model) or examples (for a classifier)")
+        if self.tokens is not None and self.notes is None:
+            raise ValueError("tokens: only notes are kept as tokens; leave it out for examples")
         if self.against is not None and self.examples is None:
             raise ValueError("against: paired differences are measured on examples")
         return self
