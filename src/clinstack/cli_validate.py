@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.errors import InputError
-from clinstack.recipe import FinetuneRecipe, StageRecipe, StudyRecipe, TrainingStageRecipe
+from clinstack.recipe import FinetuneRecipe, StageRecipe, StudyRecipe, SweepRecipe, TrainingStageRecipe
 from clinstack.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         for cell in study_cells(resolve(recipe)):
             console.print(f"cell [bold]{escape(cell.name)}[/]")
             validate_recipe(cell.recipe, console)
+    if isinstance(recipe, SweepRecipe):
+        from clinstack.sweep.propose import number_of_trials
+        from clinstack.sweep.space import Space
+
+        space = Space.of(recipe)
+        console.print(f"{number_of_trials(recipe, space)} trials; the first values of the space make this recipe:")
+        validate_recipe(space.example, console)
     console.print(f"The recipe is good: {recipe.stage} into [bold]{escape(recipe.run)}[/].")
 
 
