@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,9 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
+from clinstack.engine.distributed import World, world
+from clinstack.engine.step import _parts
+from clinstack.errors import InputError
 from clinstack.files import read_json
+from clinstack.recipe import PRESETS
 
 LIMIT = 150.0
 STEPS = 6
@@ -226,7 +232,7 @@ def test_the_launcher_trains_what_one_process_trains(
 @pytest.mark.slow
 def test_a_checkpoint_of_sharded_layers_is_one_of_whole_ones(tiny_base: Path, tiny_notes: Path, tmp_path: Path) -> None:
     """Killed with sharded layers, ended in one process."""
-    values = pretraining(tiny_base, tiny_notes, max_steps=60, epochs=100, learning_rate=1e-3, checkpoint_every=5)
+    values = pretraining(tiny_base, tiny_notes, max_steps=150, epochs=100, learning_rate=1e-3, checkpoint_every=5)
     straight, recipe = write(tmp_path, "straight", values), write(tmp_path, "pretrain", values)
     to_the_end(start(straight))
     kill_when_logged(start(recipe, FSDP), tmp_path / "pretrain", 8, everything=True)
@@ -257,15 +263,11 @@ def kill_when_logged(
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < end
         time.sleep(0.01)
-    pids = {}
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = dict(item.split("=", 1) for item in entry.read_text().split("\0") if "=" in item)
-            parent = int((entry.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if parent == process.pid and "RANK" in variables:
-            pids[int(variables["RANK"])] = int(entry.parent.name)
+    pids: dict[int, int] = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        variables = Path(f"/proc/{child}/environ").read_text().split("\0")
+        ranks = [int(variable.partition("=")[2]) for variable in variables if variable.startswith("RANK=")]
+        pids |= dict.fromkeys(ranks, int(child))
     assert sorted(pids) == [0, 1]
     if everything:
         os.killpg(process.pid, signal.SIGKILL)
@@ -275,3 +277,54 @@ def kill_when_logged(
         with suppress(ProcessLookupError):
             os.kill(pids[number], signal.SIGKILL)
     return list(pids.values())
+
+
+# ---------------------------------------------------------------------- what a launcher may ask for
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for deepspeed, which clinstack's trainer does not run"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "set fsdp_version: 2"),
+    ],
+)
+def test_a_launcher_that_asks_for_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in ({"WORLD_SIZE": "2"} | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        world.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("accelerate/ddp", "MULTI_GPU"),
+        ("accelerate/fsdp2", "FSDP"),
+        ("deepspeed/zero2", "DEEPSPEED"),
+        ("deepspeed/zero3", "DEEPSPEED"),
+    ],
+)
+def test_the_configurations_that_ship_are_accelerates_own(name: str, kind: str) -> None:
+    config = load_config_from_file(str(PRESETS / f"{name}.yaml"))
+    assert config.distributed_type.value == kind
+    assert config.num_processes == 2
+    assert config.mixed_precision == ("bf16" if kind == "DEEPSPEED" else "no")
+    if kind == "FSDP":
+        assert config.fsdp_config == {"fsdp_version": 2}
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(name[-1])
+
+
+def test_the_parts_of_a_batch_are_all_of_it() -> None:
+    """Whatever the number of processes and the limit that memory set; with shards as many parts in each process."""
+    for rows, size, limit, shards in itertools.product(range(1, 9), (1, 2, 3), (None, 1, 2, 3), (False, True)):
+        parts = [
+            _parts(list(range(rows)), limit, World(rank, size, torch.device("cpu"), shards)) for rank in range(size)
+        ]
+        assert sorted(row for each in parts for part in each for row in part) == list(range(rows))
+        assert all(len(part) <= (limit or rows) for each in parts for part in each)
+        assert len({len(each) for each in parts}) == 1 or not shards
+        assert shards or all(part for each in parts for part in each)

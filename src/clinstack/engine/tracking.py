@@ -64,6 +64,9 @@ def tracked(run: Run, name: str, title: str, step: int) -> Iterator[Tracker]:
         return
     if importlib.util.find_spec(name) is None:
         raise InputError(f"training.tracking: {name} is not installed; pip install {name}, or choose tensorboard.")
+    from accelerate import PartialState
+
+    PartialState()  # accelerate's trackers and their log ask for it
     inner, drawn_to = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[name](run, title, step)
     tracker = Tracker(inner, drawn_to)
     try:
@@ -115,7 +118,7 @@ def _mlflow(run: Run, title: str, step: int) -> tuple[Any, int]:
     from accelerate.tracking import MLflowTracker
 
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri((run.folder / "mlflow").resolve().as_uri())
+        mlflow.set_tracking_uri(f"sqlite:///{(run.folder / 'mlflow.db').resolve()}")
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(PROJECT)
     known = []
