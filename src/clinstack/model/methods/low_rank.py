@@ -9,11 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -62,6 +62,9 @@ class LowRank(Placed):
         for parameter_name, parameter in network.named_parameters():
             if self.owns(parameter_name) and parameter.is_floating_point():
                 parameter.data = parameter.data.float()
+        for layer in lora_layers(network).values():
+            if type(layer).__name__ == "SVDLinear8bitLt" and name in layer.lora_A:
+                cast(nn.Module, layer).register_forward_hook(_in_the_inputs_dtype)
 
     def owns(self, parameter: str) -> bool:
         """Whether the network's parameter of that name is this adapter's."""
@@ -91,11 +94,14 @@ class LowRank(Placed):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights under the names that PEFT gives them in files."""
-        tensors = get_peft_model_state_dict(self.peft_model, adapter_name=self.name, save_embedding_layers=False)
-        return {
-            _PREFIX + plain_name(key.removeprefix(_PREFIX), self.network): tensor.detach()
-            for key, tensor in tensors.items()
-        }
+        tensors = {}
+        for name, tensor in self.network.state_dict().items():
+            if self.owns(name) and ".ranknum." not in name:
+                key = plain_name(name, self.network)
+                # DoRA's magnitudes are a module of their own in PEFT, but not in its files.
+                end = f".{self.name}.weight" if ".lora_magnitude_vector." in key else f".{self.name}"
+                tensors[_PREFIX + key.replace(end, "")] = tensor.detach()
+        return tensors
 
     def complaint(self) -> str | None:
         """Say why the adapter is not part of the forward pass."""
@@ -124,6 +130,11 @@ class LowRank(Placed):
         finally:
             for layer, active in before.items():
                 layer._active_adapter = active
+
+
+def _in_the_inputs_dtype(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """AdaLoRA's float32 divisor turns what an 8-bit layer gives into float32, which the base does not expect."""
+    return output.to(arguments[0].dtype)
 
 
 def activate(network: nn.Module, adapters: Sequence[LowRank]) -> None:

@@ -55,6 +55,11 @@ def place(
         if method in LOW_RANK:
             assert isinstance(config, LoraConfig)
             _refuse_dora_with_dropout(name, trainable, config, beneath)
+            if method == "dora" and quantize == "8bit":
+                raise InputError(
+                    f"adapters.{name}: a dora reads the base's weights to know their magnitudes, and PEFT leaves a "
+                    "layer in 8 bits broken by that; use quantize: 4bit, or lora."
+                )
             shared = next(
                 (other.peft_model for other in beneath if isinstance(other, LowRank) and other.method != "adalora"),
                 None,
