@@ -60,6 +60,7 @@ def toy(tiny_base: Path, tiny_notes: Path, tmp_path: Path) -> Callable[..., Swee
             },
             "trials": 4,
             "sampler": "random",
+            "pruner": "none",
         }
         result = parse_recipe(values | changes, "my.yaml", "sweep")
         assert isinstance(result, SweepRecipe)

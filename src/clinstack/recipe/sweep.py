@@ -77,8 +77,8 @@ class SweepRecipe(StageRecipe):
     metric: Literal["score", "loss", "auroc"] = "score"
     """The validation figure to choose by: at the epoch that the trial keeps. ``score`` is what its stage chooses by."""
     sampler: Literal["gp", "tpe", "random", "grid"] = "gp"
-    pruner: Literal["none", "median", "hyperband", "successive_halving"] = "none"
-    """Which trials end early, by their validation figures so far."""
+    pruner: Literal["none", "median", "hyperband", "successive_halving"] = "successive_halving"
+    """Which trials end early, by their validation figures so far; docs/sweep.md has what each saved and lost."""
     workers: int = Field(default=1, ge=1)
     """Processes on this machine."""
     storage: str = "journal"
