@@ -269,13 +269,13 @@ def kill_when_logged(
         ranks = [int(variable.partition("=")[2]) for variable in variables if variable.startswith("RANK=")]
         pids |= dict.fromkeys(ranks, int(child))
     assert sorted(pids) == [0, 1]
-    if everything:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
     # torchrun's workers lead sessions of their own.
     for number in pids if everything else [rank]:
         with suppress(ProcessLookupError):
             os.kill(pids[number], signal.SIGKILL)
+    if everything:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     return list(pids.values())
 
 
