@@ -78,7 +78,7 @@ class SweepRecipe(StageRecipe):
     """The validation figure to choose by: at the epoch that the trial keeps. ``score`` is what its stage chooses by."""
     sampler: Literal["gp", "tpe", "random", "grid"] = "gp"
     pruner: Literal["none", "median", "hyperband", "successive_halving"] = "successive_halving"
-    """Which trials end early, by their validation figures so far; docs/sweep.md has what each saved and lost."""
+    """Which trials end early, by their validation figures so far. The default saved most of those measured."""
     workers: int = Field(default=1, ge=1)
     """Processes on this machine."""
     storage: str = "journal"
