@@ -84,6 +84,9 @@ def test_what_a_study_says_reaches_every_cell() -> None:
     for name, cell in cells.items():
         assert (cell.base, cell.notes, cell.run, cell.training.max_steps) == ("/models/x", "DATA", f"R/{name}", 40)
         assert cell.training.learning_rate == 3e-4
+    one_base = load_recipe(Path("gema2023/table2"), ["notes=DATA", "run=R", "only=[llama]"])
+    assert isinstance(one_base, StudyRecipe)
+    assert [name.partition("/")[0] for name in cells_of(one_base)] == ["llama"] * 5
 
 
 def test_the_studys_overrides_stand_over_those_of_a_cell(tmp_path: Path) -> None:
@@ -96,7 +99,9 @@ def test_the_studys_overrides_stand_over_those_of_a_cell(tmp_path: Path) -> None
 
 
 def test_on_the_embedded_base_another_study_stands_in() -> None:
-    recipe = load_recipe(Path("gema2023/table2"), ["base=embedded", "notes=DATA", "run=R", "common.training.seed=5"])
+    recipe = load_recipe(
+        Path("gema2023/table2"), ["base=embedded", "notes=DATA", "run=R", "common.training={seed: 5, batch_size: 3}"]
+    )
     assert isinstance(recipe, StudyRecipe)
     toy = load_recipe(Path("demo/table2"), ["run=R"])
     assert isinstance(toy, StudyRecipe)
@@ -104,7 +109,8 @@ def test_on_the_embedded_base_another_study_stands_in() -> None:
     assert resolved.cells == toy.cells
     cells = cells_of(resolved)
     assert {cell.adapters[0].method for cell in cells.values()} == {row.method for row in TABLE2}
-    assert {(cell.base, cell.notes, cell.training.seed) for cell in cells.values()} == {("embedded", "DATA", 5)}
+    found = {(cell.base, cell.notes, cell.training.seed, cell.training.batch_size) for cell in cells.values()}
+    assert found == {("embedded", "DATA", 5, 3)}
     # The resolved recipe replays the study.
     assert resolve(parse_recipe(json.loads(json.dumps(resolved.model_dump(mode="json"))), "again")) == resolved  # type: ignore[arg-type]
     other = load_recipe(Path("gema2023/table2"), ["base=x", "run=R"])
