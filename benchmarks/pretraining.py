@@ -77,24 +77,26 @@ class Turn:
         return self.useful / self.wall
 
 
-def environment_of(name: str, threads: int) -> dict[str, str]:
-    """Return the environment of a way's process: nothing here needs a network, a GPU or a telemetry server."""
+def environment_of(name: str, threads: int, device: str) -> dict[str, str]:
+    """Return the environment of a way's process: nothing here needs a network or a telemetry server."""
     environment = {**os.environ, **(KEEP if "memory kept" in name else {})}
-    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment | {"PYTHONWARNINGS": "ignore"}
 
 
 class Way:
     """A way's process. It has done its first, untimed steps when this is built."""
 
-    def __init__(self, name: str, python: str, work: Path, threads: int) -> None:
+    def __init__(self, name: str, python: str, work: Path, environment: dict[str, str]) -> None:
         self.name = name
         self._log = (work / f"{name}.log").open("wb+")
         self._process = subprocess.Popen(
             [python, str(ARMS), name, str(work)],
             cwd=work,
-            env=environment_of(name, threads),
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -128,21 +130,30 @@ class Way:
         self._log.close()
 
 
-def measure(size: str, pythons: dict[str, str], turns: int, threads: int) -> dict[str, list[Turn]]:
-    """Let the ways take turns; the order goes round."""
+def measure(
+    model: dict[str, int],
+    pythons: dict[str, str],
+    turns: int,
+    threads: int,
+    setting: dict[str, Any] | None = None,
+    tolerance: float = TOLERANCE,
+) -> dict[str, list[Turn]]:
+    """Let the ways take turns; the order goes round. ``setting`` is one of `pretraining_arms.Setting`."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        make = [sys.executable, str(ARMS), "make", str(work), json.dumps(MODELS[size]), str(turns + 2)]
+        device = (setting or {}).get("device", "cpu")
+        groups = 3 + turns * (setting or {}).get("rows", 4) // 4
+        make = [sys.executable, str(ARMS), "make", str(work), json.dumps(model), str(groups), json.dumps(setting or {})]
         subprocess.run(make, check=True, capture_output=True)
         for name in pythons:
-            if name.startswith("clinstack"):
-                check(name, work, threads)
+            if name.startswith("clinstack") and not name.endswith("4bit"):
+                check(name, work, environment_of(name, threads, device), tolerance)
         ways: list[Way] = []
         try:
             for name, python in pythons.items():
                 started = time.perf_counter()
-                ways.append(Way(name, python, work, threads))
-                print(f"{size}: {name} is ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
+                ways.append(Way(name, python, work, environment_of(name, threads, device)))
+                print(f"{name} is ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
             measured: dict[str, list[Turn]] = {way.name: [] for way in ways}
             for index in range(turns):
                 at = index % len(ways)
@@ -154,14 +165,14 @@ def measure(size: str, pythons: dict[str, str], turns: int, threads: int) -> dic
                 way.close()
 
 
-def check(name: str, work: Path, threads: int) -> None:
+def check(name: str, work: Path, environment: dict[str, str], tolerance: float) -> None:
     """End unless packed documents have the loss and the gradients that each has alone with all its logits."""
     command = [sys.executable, str(ARMS), "check", str(work), name]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment_of(name, threads))
+    told = subprocess.run(command, capture_output=True, text=True, cwd=work, env=environment)
     if told.returncode:
         sys.exit(f"{name}: the check of its loss ended with {told.returncode}: {told.stderr.strip()[-500:]}")
     difference = float(told.stdout.split()[-1])
-    if not difference < TOLERANCE:
+    if not difference < tolerance:
         sys.exit(f"{name}: its loss or a gradient differs from the plain one by {difference:.1e}, relative.")
     print(f"{name}: loss and gradients are the plain ones to {difference:.1e}, relative", file=sys.stderr)
 
@@ -205,6 +216,20 @@ def ratios(measured: dict[str, list[Turn]], suffix: str) -> dict[str, float]:
     return found
 
 
+def choose_peers(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the Pythons of the other packages' ways that were named, and say which were not."""
+    pythons: dict[str, str] = {}
+    for option, names in (("trl", ("trl", "trl packed")), ("llamafactory", ("llamafactory",))):
+        python = getattr(arguments, f"{option}_python")
+        for name in names:
+            if python:
+                # Not resolved: a virtual environment's Python is a link.
+                pythons[name] = os.path.abspath(python)
+            else:
+                print(f"{name}: left out, no --{option}-python", file=sys.stderr)
+    return pythons
+
+
 def choose(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the Python of each way that can be run, and say which cannot."""
     pythons = {"published": sys.executable, "clinstack": sys.executable}
@@ -214,14 +239,7 @@ def choose(arguments: argparse.Namespace) -> dict[str, str]:
         print("clinstack compiled: left out, this clinstack does not compile", file=sys.stderr)
     if not arguments.quick:
         pythons["published, memory kept"] = sys.executable
-    for option, names in (("trl", ("trl", "trl packed")), ("llamafactory", ("llamafactory",))):
-        python = getattr(arguments, f"{option}_python")
-        for name in names:
-            if python:
-                # Not resolved: a virtual environment's Python is a link.
-                pythons[name] = os.path.abspath(python)
-            else:
-                print(f"{name}: left out, no --{option}-python", file=sys.stderr)
+    pythons |= choose_peers(arguments)
     if arguments.only:
         unknown = sorted(set(arguments.only) - set(pythons))
         if unknown:
@@ -246,7 +264,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     lines: list[str] = []
     for size in arguments.sizes:
-        measured = measure(size, pythons, turns, arguments.threads)
+        measured = measure(MODELS[size], pythons, turns, arguments.threads)
         lines += ["", f"{size}: {', '.join(f'{key} {value:,}' for key, value in MODELS[size].items())}", ""]
         lines.append("| way | useful | per CPU s | per s | CPU ratio | wall ratio | memory | memory ratio | whole |")
         lines.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")

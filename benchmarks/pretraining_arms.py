@@ -14,12 +14,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-CONTEXT = 512
-ROWS = 4
-"""Rows in a step: notes where they are padded, packed rows where they are packed."""
 STEPS = 4
 """Optimizer steps in a turn."""
 WARM_UP = 3
@@ -41,10 +39,27 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+@dataclass(frozen=True)
+class Setting:
+    """Where and how precisely the ways compute; `setting.json` in the work folder."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    rows: int = 4
+    """Rows in a step: notes where they are padded, packed rows where they are packed."""
+    context: int = 512
+    quantize: str = "none"
+
+    @classmethod
+    def read(cls, work: Path) -> Setting:
+        return cls(**json.loads((work / "setting.json").read_text()))
+
+
 class Turns:
     """Counts and times the steps of a way, and waits for its next turn after the last step of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda: Any = None if device == "cpu" else importlib.import_module("torch").cuda
         # Whatever libraries print goes to stderr; answers go where stdout was.
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
@@ -59,8 +74,10 @@ class Turns:
 
     def begin(self) -> None:
         """Begin a step."""
+        if self._cuda:
+            self._cuda.synchronize()
         if self._before is None:
-            self._before = resident()
+            self._before = self._cuda.memory_allocated() / 2**20 if self._cuda else resident()
         self._started = (time.perf_counter(), time.process_time())
 
     def count(self, useful: int, computed: int) -> None:
@@ -70,6 +87,8 @@ class Turns:
 
     def end(self, loss: float) -> None:
         """End a step; after the last of a turn answer, and wait for the next turn."""
+        if self._cuda:
+            self._cuda.synchronize()
         wall, cpu = self._started
         self._wall += time.perf_counter() - wall
         self._cpu += time.process_time() - cpu
@@ -85,7 +104,7 @@ class Turns:
             "wall": self._wall,
             "cpu": self._cpu,
             "before": self._before,
-            "peak": resident("VmHWM"),
+            "peak": self._cuda.max_memory_allocated() / 2**20 if self._cuda else resident("VmHWM"),
         }
         self._answers.write(json.dumps(answer) + "\n")
         self._reset()
@@ -93,7 +112,10 @@ class Turns:
         if sys.stdin.readline().strip() != "turn":
             # Trainers would go on to save and say good-bye.
             os._exit(0)
-        forget_peak()
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+        else:
+            forget_peak()
 
 
 # ---------------------------------------------------------------------- what all read
@@ -104,14 +126,15 @@ def read_texts(work: Path) -> list[str]:
     return [json.loads(line)["text"] for line in (work / "notes.jsonl").read_text().splitlines()]
 
 
-def make_work(work: Path, model: dict[str, int], groups: int, seed: int = 0) -> None:
-    """Write notes, tokenizer and a random model into ``work``."""
+def make_work(work: Path, model: dict[str, int], groups: int, setting: Setting, seed: int = 0) -> None:
+    """Write setting, notes, tokenizer and a random model into ``work``."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    (work / "setting.json").write_text(json.dumps(asdict(setting)))
     words = ["<unk>", "<s>", "</s>", "<pad>"]
     words += [f"w{index}" for index in range(32_000 - len(words))]
     inner = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
@@ -121,14 +144,14 @@ def make_work(work: Path, model: dict[str, int], groups: int, seed: int = 0) -> 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(words),
-        max_position_embeddings=2 * CONTEXT,
+        max_position_embeddings=2 * setting.context,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
         tie_word_embeddings=False,
         **model,
     )
-    LlamaForCausalLM(config).save_pretrained(work / "model")
+    LlamaForCausalLM(config).to(getattr(torch, setting.dtype)).save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     with (work / "notes.jsonl").open("w") as file:
         for text in invent_notes(words[4:], groups, seed):
@@ -161,7 +184,7 @@ def invent_notes(words: list[str], groups: int, seed: int) -> Iterator[str]:
 # ---------------------------------------------------------------------- the ways
 
 
-def published(work: Path, turns: Turns) -> None:
+def published(work: Path, turns: Turns, setting: Setting) -> None:
     """Train as the paper's code does: the first tokens of each note, padded to the context, and all logits."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -169,18 +192,20 @@ def published(work: Path, turns: Turns) -> None:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(work / "model")
-    model = AutoModelForCausalLM.from_pretrained(work / "model", use_cache=False)
+    options: dict[str, Any] = {"dtype": getattr(torch, setting.dtype), "device_map": {"": setting.device}}
+    if setting.quantize == "4bit":
+        options["quantization_config"] = four_bit(setting)
+    model = AutoModelForCausalLM.from_pretrained(work / "model", use_cache=False, **options)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-4)
     texts = [f"<s> {text} </s>" for text in read_texts(work)]
-    encoded = tokenizer(
-        texts, max_length=CONTEXT, truncation=True, padding="max_length", add_special_tokens=False, return_tensors="pt"
-    )
+    cut = {"max_length": setting.context, "truncation": True, "padding": "max_length", "add_special_tokens": False}
+    encoded = tokenizer(texts, return_tensors="pt", **cut).to(setting.device)
     labels = encoded.input_ids.masked_fill(encoded.attention_mask == 0, -100)
     model.train()
-    for at in itertools.cycle(range(0, len(texts) - ROWS + 1, ROWS)):
+    for at in itertools.cycle(range(0, len(texts) - setting.rows + 1, setting.rows)):
         turns.begin()
-        here = slice(at, at + ROWS)
+        here = slice(at, at + setting.rows)
         mask = encoded.attention_mask[here]
         turns.count(int(mask.sum()), mask.numel())
         loss = model(input_ids=encoded.input_ids[here], attention_mask=mask, labels=labels[here]).loss
@@ -190,24 +215,39 @@ def published(work: Path, turns: Turns) -> None:
         turns.end(loss.item())
 
 
-def clinstack(work: Path, turns: Turns) -> None:
+def four_bit(setting: Setting) -> Any:
+    """Return the 4-bit setting of QLoRA, which clinstack has too."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, setting.dtype),
+    )
+
+
+def clinstack(work: Path, turns: Turns, setting: Setting) -> None:
     """Train as `clinstack pretrain` does."""
-    stack = build_stack(work)
-    train_stack(stack, lay_notes_out(stack, read_texts(work)), turns)
+    stack = build_stack(work, setting)
+    train_stack(stack, lay_notes_out(stack, read_texts(work), setting), turns, setting)
 
 
-def clinstack_compiled(work: Path, turns: Turns) -> None:
+def clinstack_compiled(work: Path, turns: Turns, setting: Setting) -> None:
     """Train as `clinstack pretrain` with training.compile does."""
-    stack = build_stack(work, compiled=True)
-    train_stack(stack, lay_notes_out(stack, read_texts(work)), turns)
+    stack = build_stack(work, setting, compiled=True)
+    train_stack(stack, lay_notes_out(stack, read_texts(work), setting), turns, setting)
 
 
-def build_stack(work: Path, compiled: bool = False) -> Any:
+def build_stack(work: Path, setting: Setting, compiled: bool = False) -> Any:
     """Return the model under a new LoRA, its layers compiled on demand."""
     from clinstack.model.stack import Stack
     from clinstack.recipe import AdapterRecipe
 
-    stack = Stack.build(str(work / "model"), [AdapterRecipe(name="clinical")], seed=0)
+    adapters = [AdapterRecipe(name="clinical")]
+    stack = Stack.build(str(work / "model"), adapters, seed=0, dtype=setting.dtype, quantize=setting.quantize)
+    stack.to(setting.device)
     if compiled:
         # What compiles is not what trains: its code is in memory before the first step.
         importlib.import_module("torch._inductor.compile_fx")
@@ -216,7 +256,7 @@ def build_stack(work: Path, compiled: bool = False) -> Any:
     return stack
 
 
-def lay_notes_out(stack: Any, texts: list[str]) -> Any:
+def lay_notes_out(stack: Any, texts: list[str], setting: Setting) -> Any:
     """Return the packed rows of texts."""
     import numpy as np
 
@@ -226,10 +266,10 @@ def lay_notes_out(stack: Any, texts: list[str]) -> Any:
     tokenizer = stack.tokenizer
     ids = [np.array(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     documents = Documents.of(ids, [tokenizer.bos_token_id], [tokenizer.eos_token_id])
-    return lay_out(documents, "packed", CONTEXT, tokenizer.pad_token_id)
+    return lay_out(documents, "packed", setting.context, tokenizer.pad_token_id)
 
 
-def train_stack(stack: Any, notes: Any, turns: Turns) -> None:
+def train_stack(stack: Any, notes: Any, turns: Turns, setting: Setting) -> None:
     """Take turns at a stack's optimizer steps."""
     import torch
 
@@ -237,13 +277,13 @@ def train_stack(stack: Any, notes: Any, turns: Turns) -> None:
     from clinstack.engine.trainer import build_optimizer
     from clinstack.recipe import TrainingRecipe
 
-    settings = TrainingRecipe(batch_size=ROWS)
+    settings = TrainingRecipe(batch_size=setting.rows)
     optimizer = build_optimizer(stack, settings)
     parameters = list(stack.trainable_parameters().values())
     for epoch in range(ENDLESS):
-        for chosen in notes.shuffled(ROWS, settings.seed, epoch):
+        for chosen in notes.shuffled(setting.rows, settings.seed, epoch):
             turns.begin()
-            batch = notes.collate(chosen)
+            batch = notes.collate(chosen).to(stack.device)
             turns.count(batch.predictions, batch.input_ids.numel())
             loss = causal_loss(stack, batch)
             loss.backward()
@@ -269,23 +309,24 @@ def check_losses(work: Path, compiled: bool) -> float:
 
     from clinstack.engine.losses import causal_loss
 
-    stack = build_stack(work)
+    setting = Setting.read(work)
+    stack = build_stack(work, setting)
     parameters = list(stack.trainable_parameters().values())
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:
         # A new LoRA's B is zero, and A then has no gradient to compare.
-        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
-    notes = lay_notes_out(stack, read_texts(work)[:6])
-    plain = torch.zeros(())
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    notes = lay_notes_out(stack, read_texts(work)[:6], setting)
+    plain = torch.zeros((), device=stack.device)
     for document in notes.documents:
-        for start in range(0, len(document) - 1, CONTEXT):
-            tokens = torch.from_numpy(document[start : start + CONTEXT + 1])
+        for start in range(0, len(document) - 1, setting.context):
+            tokens = torch.from_numpy(document[start : start + setting.context + 1]).to(stack.device)
             logits = stack.network(input_ids=tokens[None, :-1]).logits[0]
-            plain = plain + F.cross_entropy(logits, tokens[1:], reduction="sum")
+            plain = plain + F.cross_entropy(logits.float(), tokens[1:], reduction="sum")
     plain_gradients = torch.autograd.grad(plain, parameters)
     if compiled:
         importlib.import_module("clinstack.engine.compile").compile_layers(stack)
-    ours = causal_loss(stack, notes.collate(range(len(notes))))
+    ours = causal_loss(stack, notes.collate(range(len(notes))).to(stack.device))
     our_gradients = torch.autograd.grad(ours, parameters)
     differences = [abs(ours.item() / plain.item() - 1)]
     for mine, other in zip(our_gradients, plain_gradients, strict=True):
@@ -322,27 +363,27 @@ def time_trainer(turns: Turns) -> Any:
     return TakeTurns()
 
 
-def trl(work: Path, turns: Turns) -> None:
+def trl(work: Path, turns: Turns, setting: Setting) -> None:
     """Train with TRL's SFTTrainer and its defaults: gradient checkpointing, padding to the longest of a batch."""
-    _trl(work, turns)
+    _trl(work, turns, setting)
 
 
-def trl_packed(work: Path, turns: Turns) -> None:
+def trl_packed(work: Path, turns: Turns, setting: Setting) -> None:
     """Train with TRL's SFTTrainer, packed without losing a token, and no gradient checkpointing."""
-    _trl(work, turns, packing=True, packing_strategy="bfd_split", gradient_checkpointing=False)
+    _trl(work, turns, setting, packing=True, packing_strategy="bfd_split", gradient_checkpointing=False)
 
 
-def _trl(work: Path, turns: Turns, **options: Any) -> None:
+def _trl(work: Path, turns: Turns, setting: Setting, **options: Any) -> None:
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(
         output_dir=str(work / "trl"),
-        use_cpu=True,
-        bf16=False,  # its default, which a CPU has not
-        max_length=CONTEXT,
-        per_device_train_batch_size=ROWS,
+        use_cpu=setting.device == "cpu",
+        bf16=setting.dtype == "bfloat16",  # its default, which fails on a CPU
+        max_length=setting.context,
+        per_device_train_batch_size=setting.rows,
         num_train_epochs=ENDLESS,
         save_strategy="no",
         report_to="none",
@@ -359,7 +400,7 @@ def _trl(work: Path, turns: Turns, **options: Any) -> None:
     trainer.train()
 
 
-def llamafactory(work: Path, turns: Turns) -> None:
+def llamafactory(work: Path, turns: Turns, setting: Setting) -> None:
     """Train with LLaMA-Factory's pretraining stage and its defaults: gradient checkpointing, texts joined and cut."""
     from llamafactory.train.tuner import run_exp
 
@@ -375,19 +416,20 @@ def llamafactory(work: Path, turns: Turns) -> None:
         "lora_target": ",".join(LORA["target_modules"]),
         "dataset": "notes",
         "dataset_dir": str(work),
-        "cutoff_len": CONTEXT,
-        "per_device_train_batch_size": ROWS,
+        "cutoff_len": setting.context,
+        "per_device_train_batch_size": setting.rows,
         "num_train_epochs": ENDLESS,
         "output_dir": str(work / "llamafactory"),
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": setting.device == "cpu",
+        "bf16": setting.dtype == "bfloat16",
     }
     run_exp(settings, callbacks=[time_trainer(turns)])
 
 
-WAYS: dict[str, Callable[[Path, Turns], None]] = {
+WAYS: dict[str, Callable[[Path, Turns, Setting], None]] = {
     "published": published,
     "published, memory kept": published,
     "clinstack": clinstack,
@@ -397,11 +439,20 @@ WAYS: dict[str, Callable[[Path, Turns], None]] = {
     "llamafactory": llamafactory,
 }
 
+
+def take_turns(name: str, work: Path) -> None:
+    """Run a way, named as in `WAYS`; " 4bit" behind the name quantises its base."""
+    setting = Setting.read(work)
+    if name.endswith(" 4bit"):
+        name, setting = name.removesuffix(" 4bit"), replace(setting, quantize="4bit")
+    WAYS[name](work, Turns(setting.device), setting)
+
+
 if __name__ == "__main__":
     chosen, folder = sys.argv[1], Path(sys.argv[2])
     if chosen == "make":
-        make_work(folder, json.loads(sys.argv[3]), int(sys.argv[4]))
+        make_work(folder, json.loads(sys.argv[3]), int(sys.argv[4]), Setting(**json.loads(sys.argv[5])))
     elif chosen == "check":
         print(check_losses(folder, compiled=sys.argv[3] == "clinstack compiled"))
     else:
-        WAYS[chosen](folder, Turns())
+        take_turns(chosen, folder)
