@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from clinstack.engine.checkpoint import BEST, LAST, TrainingState
+from clinstack.engine.checkpoint import BEST, LAST, TrainingState, save_checkpoint
 from clinstack.engine.losses import causal_loss, classification_loss
 from clinstack.engine.optimizer import build_optimizer, check_optimizer, learning_rate_factor
 from clinstack.engine.precision import FIRST_SCALE
@@ -856,3 +856,31 @@ def test_a_tracker_that_is_not_installed_is_named(
     with pytest.raises(InputError, match=message), a_run(tmp_path / "run") as run:
         train(toy.stack, run, settings_of(tracking=name), toy, "toy")
     assert toy.steps == 0
+
+
+def test_points_drawn_before_a_checkpoint_that_was_not_written_are_drawn_once(
+    tiny_base: Path, table3: Specs, mortality: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> Toy:
+        return Toy(Stack.build(str(tiny_base), table3["clinical-frozen+lora"], mortality))
+
+    written: list[int] = []
+
+    def failing(path: Path, state: TrainingState, *rest: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(state.step)
+        save_checkpoint(path, state, *rest)
+
+    stopped, resumed = build(), build()
+    with monkeypatch.context() as patch:
+        patch.setattr("clinstack.engine.trainer.save_checkpoint", failing)
+        with pytest.raises(KeyboardInterrupt), a_run(tmp_path / "run") as run:
+            train(stopped.stack, run, settings_of(), stopped, "toy")
+    assert written == [3]
+    assert [step for step, _ in points(tmp_path / "run")["loss"]] == [1, 2, 3, 4, 5]
+    with a_run(tmp_path / "run") as run:
+        train(resumed.stack, run, settings_of(), resumed, "toy")
+    found = points(tmp_path / "run")
+    assert [step for step, _ in found["loss"]] == list(range(1, 11))
+    assert [step for step, _ in found["validation_loss"]] == [5, 10]
