@@ -429,6 +429,30 @@ def test_adaption_prompts_are_refused_where_peft_has_none(tiny_base: Path, tmp_p
             check_stack(Stack.build(str(tmp_path / "qwen"), [new(spec)]))
 
 
+@pytest.mark.parametrize("spec", ["prompt", "prefix"])
+def test_padding_does_not_push_virtual_tokens_out_of_a_window(tiny_base: Path, tmp_path: Path, spec: str) -> None:
+    """Layers with a window count places, so that padding between virtual tokens and text would hide the former."""
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=12, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(tmp_path / "mistral")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "mistral")
+    stack = Stack.build(str(tmp_path / "mistral"), [new(spec)])
+    stack.eval()
+    row = torch.arange(3, 8)[None]
+    with torch.no_grad():
+        alone = stack.hidden_states(row)
+        padding = torch.zeros(1, 30, dtype=torch.long)
+        mask = torch.cat([padding, torch.ones_like(row)], 1)
+        assert torch.allclose(stack.hidden_states(torch.cat([padding, row], 1), mask)[:, 30:], alone, atol=1e-5)
+        with stack.switched_off():
+            assert float((stack.hidden_states(row) - alone).abs().max()) > 1e-3
+
+
 def test_patterns_and_embeddings_are_where_they_should_be(tiny_base: Path) -> None:
     stack = Stack.build(str(tiny_base), [new("lora-everywhere")])
     layers = stack.lora_layers()
