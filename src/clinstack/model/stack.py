@@ -53,8 +53,7 @@ class Stack:
         None for a causal language model.
     tokenizer : PreTrainedTokenizerBase
     dtype : str
-        The recipe's. Weights of a fully fine-tuned base are float32 whatever it says; to compute in it is then a
-        matter of autocast.
+        The recipe's. A fully fine-tuned base is float32 all the same; to compute in it is then a matter of autocast.
     quantize : str
         "none", or the bits of the base's weights.
     max_tokens : int
@@ -360,13 +359,7 @@ class Stack:
             raise InputError(f"training.gradient_checkpointing: {str(error).splitlines()[0]}") from None
 
     def begin_training(self, total_steps: int) -> None:
-        """Tell the adapters' methods how many optimizer steps there will be.
-
-        Raises
-        ------
-        InputError
-            If AdaLoRA's schedule does not fit into them.
-        """
+        """Tell the methods how many optimizer steps there will be; an InputError if AdaLoRA's schedule does not fit."""
         parameters = dict(self.network.named_parameters())
         for adapter in self._placed:
             if isinstance(adapter, LowRank) and adapter.method == "adalora" and adapter.trainable:
