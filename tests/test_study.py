@@ -253,7 +253,7 @@ def test_the_message_of_an_unexpected_error_stays_inside(monkeypatch: pytest.Mon
     assert f"`clinstack pretrain {tmp_path}/a/recipe.yaml` shows all of it" in str(run_cell(cell).failure)
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, f"{path} did not appear"
@@ -461,7 +461,7 @@ def test_an_interrupted_study_leaves_nobody_and_goes_on(tiny_study: list[str], t
     )
     wait_for(tmp_path / "out" / "rank-1" / "checkpoints" / "last.safetensors")
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "The same command goes on" in " ".join(errors.split())
     assert "Traceback" not in errors
