@@ -38,6 +38,7 @@ MODELS: dict[str, dict[str, int]] = {
 }
 TURNS = 9
 QUICK_TURNS = 3
+QUICK = {"warm_up": 2, "steps": 2}
 KEEP = {
     # glibc gives large blocks back to the system and asks for them again at every step; these keep them.
     "MALLOC_MMAP_MAX_": "0",
@@ -179,8 +180,8 @@ def check(name: str, work: Path, environment: dict[str, str], tolerance: float) 
 
 def paired(left: list[Turn], right: list[Turn], figure: str) -> float:
     """Return the median of the ratios within turns."""
-    return statistics.median(
-        getattr(one, figure) / getattr(other, figure) for one, other in zip(left, right, strict=True)
+    return float(
+        statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in zip(left, right, strict=True))
     )
 
 
@@ -264,7 +265,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     lines: list[str] = []
     for size in arguments.sizes:
-        measured = measure(MODELS[size], pythons, turns, arguments.threads)
+        measured = measure(MODELS[size], pythons, turns, arguments.threads, QUICK if arguments.quick else None)
         lines += ["", f"{size}: {', '.join(f'{key} {value:,}' for key, value in MODELS[size].items())}", ""]
         lines.append("| way | useful | per CPU s | per s | CPU ratio | wall ratio | memory | memory ratio | whole |")
         lines.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")

@@ -18,10 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-STEPS = 4
-"""Optimizer steps in a turn."""
-WARM_UP = 3
-"""Steps before the first turn, which are not timed."""
 ENDLESS = 1_000_000
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 
@@ -49,22 +45,28 @@ class Setting:
     """Rows in a step: notes where they are padded, packed rows where they are packed."""
     context: int = 512
     quantize: str = "none"
+    warm_up: int = 3
+    """Steps before the first turn, which are not in the figures."""
+    steps: int = 4
+    """Optimizer steps in a turn."""
 
     @classmethod
     def read(cls, work: Path) -> Setting:
+        """Read what `make_work` wrote."""
         return cls(**json.loads((work / "setting.json").read_text()))
 
 
 class Turns:
     """Counts and times the steps of a way, and waits for its next turn after the last step of one."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        self._cuda: Any = None if device == "cpu" else importlib.import_module("torch").cuda
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._cuda: Any = None if setting.device == "cpu" else importlib.import_module("torch").cuda
         # Whatever libraries print goes to stderr; answers go where stdout was.
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._steps = 0
-        self._left = WARM_UP
+        self._left = setting.warm_up
         self._before: float | None = None
         self._reset()
 
@@ -108,7 +110,7 @@ class Turns:
         }
         self._answers.write(json.dumps(answer) + "\n")
         self._reset()
-        self._left = STEPS
+        self._left = self._setting.steps
         if sys.stdin.readline().strip() != "turn":
             # Trainers would go on to save and say good-bye.
             os._exit(0)
@@ -316,7 +318,7 @@ def check_losses(work: Path, compiled: bool) -> float:
     for parameter in parameters:
         # A new LoRA's B is zero, and A then has no gradient to compare.
         parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator).to(parameter)
-    notes = lay_notes_out(stack, read_texts(work)[:6], setting)
+    notes = lay_notes_out(stack, read_texts(work)[:4], setting)
     plain = torch.zeros((), device=stack.device)
     for document in notes.documents:
         for start in range(0, len(document) - 1, setting.context):
@@ -445,7 +447,7 @@ def take_turns(name: str, work: Path) -> None:
     setting = Setting.read(work)
     if name.endswith(" 4bit"):
         name, setting = name.removesuffix(" 4bit"), replace(setting, quantize="4bit")
-    WAYS[name](work, Turns(setting.device), setting)
+    WAYS[name](work, Turns(setting), setting)
 
 
 if __name__ == "__main__":
