@@ -450,7 +450,7 @@ def test_control_c_says_how_to_go_on(clinstack: Clinstack, recipe: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clinstack.engine.trainer._step", interrupt)
+        patch.setattr("clinstack.engine.trainer.compute_gradients", interrupt)
         said = clinstack("finetune", recipe)
     assert said.code == 130
     assert "The same command goes on from the last checkpoint." in said.err

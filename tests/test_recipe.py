@@ -25,7 +25,9 @@ from clinstack.recipe import (
     stack_label,
 )
 
-PRESET_FILES = sorted(PRESETS.rglob("*.yaml"))
+PRESET_FILES = sorted(
+    file for file in PRESETS.rglob("*.yaml") if not {"accelerate", "deepspeed"} & set(file.relative_to(PRESETS).parts)
+)
 
 
 CLINICAL = {"name": "clinical", "path": "runs/pretrain"}
