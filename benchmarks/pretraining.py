@@ -9,10 +9,17 @@ process of its own; they take turns of a few optimizer steps (forward, backward,
 timed steps above that before the first step (VmHWM, begun anew each turn through /proc/self/clear_refs). A ratio is the
 median over turns of the ratios within a turn; those in the JSON line are of CPU time.
 
+Each way has one thread unless --threads says otherwise: several wait for each other in busy loops, which on a machine
+with other work is most of their CPU time. The published loop and TRL by default read the first 512 tokens of each note,
+the others all; LLaMA-Factory lets packed documents see each other.
+
 TRL and LLaMA-Factory run in Pythons of their own and are left out when none is named:
 
     python -m venv trl && trl/bin/pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
     python -m venv factory && factory/bin/pip install torch==2.13.0 llamafactory==0.9.5
+
+PyPI's torchvision and torchaudio, which LLaMA-Factory brings along, want CUDA's libraries. Beside a PyTorch for CPUs
+uninstall torchvision and delete torchaudio/lib/*.so; the pretraining stage uses neither.
 """
 
 from __future__ import annotations
@@ -27,7 +34,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +44,7 @@ MODELS: dict[str, dict[str, int]] = {
 }
 TURNS = 9
 QUICK_TURNS = 3
-QUICK = {"warm_up": 2, "steps": 2}
+QUICK = {"warm_up": 1, "steps": 2}
 KEEP = {
     # glibc gives large blocks back to the system and asks for them again at every step; these keep them.
     "MALLOC_MMAP_MAX_": "0",
@@ -234,12 +240,11 @@ def choose_peers(arguments: argparse.Namespace) -> dict[str, str]:
 def choose(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the Python of each way that can be run, and say which cannot."""
     pythons = {"published": sys.executable, "clinstack": sys.executable}
-    if find_spec("clinstack.engine.compile"):
-        pythons["clinstack compiled"] = sys.executable
-    else:
-        print("clinstack compiled: left out, this clinstack does not compile", file=sys.stderr)
-    if not arguments.quick:
-        pythons["published, memory kept"] = sys.executable
+    for name in ("clinstack compiled", "published, memory kept"):
+        if not arguments.quick or name in (arguments.only or ()):
+            pythons[name] = sys.executable
+        else:
+            print(f"{name}: left out, --quick", file=sys.stderr)
     pythons |= choose_peers(arguments)
     if arguments.only:
         unknown = sorted(set(arguments.only) - set(pythons))
@@ -255,7 +260,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, help=f"turns of each way (default {TURNS})")
     parser.add_argument("--sizes", nargs="+", choices=MODELS, default=list(MODELS), help="models (default: both)")
     parser.add_argument("--only", nargs="+", metavar="WAY", help="these ways beside the published one")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each way (default: all cores)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each way (default 1)")
     parser.add_argument("--trl-python", help="a Python with TRL 1.16")
     parser.add_argument("--llamafactory-python", help="a Python with LLaMA-Factory 0.9.5")
     arguments = parser.parse_args()
