@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
-"""Logits at once: 512 tokens of a vocabulary of 32,000 on a CPU. Fewer are slower, more hardly faster."""
+_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Logits at once: 256 tokens of a vocabulary of 32,000 on a CPU. Fewer are slower, more hardly faster."""
 
 
 def next_token_loss(
@@ -80,6 +80,18 @@ class _NextTokenLoss(torch.autograd.Function):
         return (*scaled, None, None)
 
 
+_kept: dict[torch.device, Tensor] = {}
+"""Memory for logits, of the last call. glibc would take it anew from the system, page by page, at every step."""
+
+
+def _scratch(like: Tensor, numbers: int) -> Tensor:
+    """Return uninitialised memory that the next call gets again."""
+    kept = _kept.get(like.device)
+    if kept is None or kept.dtype != like.dtype or len(kept) < numbers or kept.is_inference() != like.is_inference():
+        kept = _kept[like.device] = like.new_empty(numbers)
+    return kept[:numbers]
+
+
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None, *, gradients: bool
 ) -> Any:
@@ -90,7 +102,7 @@ def _chunks(
     limit = _LOGITS.get(hidden.device.type, _LOGITS["cuda"])
     size = max(1, min(len(hidden), limit // len(weight)))
     columns = weight.to(hidden.dtype).T
-    buffer = hidden.new_empty(size, len(weight))
+    buffer = _scratch(hidden, size * len(weight)).view(size, len(weight))
     for start in range(0, len(hidden), size):
         chunk = slice(start, min(start + size, len(hidden)))
         target = labels[chunk, None]
