@@ -397,11 +397,17 @@ def test_a_pruned_trial_ends_cleanly_and_its_run_can_go_on(toy: Callable[..., Sw
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("overrides", [{}, {"training.validate_every": 2}], ids=["each epoch", "each second step"])
 @pytest.mark.parametrize("pruner", ["hyperband", "successive_halving"])
-def test_the_other_pruners_end_trials_too(toy: Callable[..., SweepRecipe], pruner: str) -> None:
+def test_the_other_pruners_end_trials_too(
+    toy: Callable[..., SweepRecipe], pruner: str, overrides: dict[str, Any]
+) -> None:
+    from clinstack.sweep.space import Space
     from clinstack.sweep.sweep import sweep
 
-    trials = plain(sweep(toy(trials=8, metric="loss", pruner=pruner)).folder)
+    recipe = toy(trials=8, metric="loss", pruner=pruner, overrides=overrides)
+    assert (Space.of(recipe).validations is None) == bool(overrides)
+    trials = plain(sweep(recipe).folder)
     assert {trial["state"] for trial in trials} == {"complete", "pruned"}
 
 

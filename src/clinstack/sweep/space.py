@@ -96,9 +96,10 @@ class Space:
         return self.recipe_of(values, Path("-"))
 
     @property
-    def validations(self) -> int:
-        """How often a whole trial is measured, where that is once an epoch."""
-        return self.example.training.epochs
+    def validations(self) -> int | None:
+        """How often a whole trial is measured, where that is once an epoch; else nobody knows before the first."""
+        training = self.example.training
+        return None if training.validate_every else training.epochs
 
     def recipe_of(self, values: Mapping[str, Any], run: Path) -> TrialRecipe:
         """Return the resolved recipe of a trial that writes ``run``.

@@ -94,7 +94,9 @@ class PostgresLocks:
 
 
 @contextmanager
-def open_study(recipe: SweepRecipe, folder: Path, name: str, validations: int) -> Iterator[tuple[optuna.Study, Locks]]:
+def open_study(
+    recipe: SweepRecipe, folder: Path, name: str, validations: int | None
+) -> Iterator[tuple[optuna.Study, Locks]]:
     """Create a sweep's study, or open the one that is there, and yield it with its locks.
 
     Parameters
@@ -104,8 +106,8 @@ def open_study(recipe: SweepRecipe, folder: Path, name: str, validations: int) -
         The sweep's Run, for a storage that is a file.
     name : str
         Of the study in its storage.
-    validations : int
-        In a whole trial, for the pruners.
+    validations : int or None
+        In a whole trial, for Hyperband; None lets it learn that from the first trial.
 
     Raises
     ------
@@ -213,14 +215,14 @@ def _storage(recipe: SweepRecipe, folder: Path) -> BaseStorage:
     return RDBStorage(f"postgresql+psycopg://{address}", engine_kwargs={"pool_pre_ping": True})
 
 
-def _pruner(recipe: SweepRecipe, validations: int) -> BasePruner:
+def _pruner(recipe: SweepRecipe, validations: int | None) -> BasePruner:
     """Return the pruner; each looks at a trial after its first validation and after later ones."""
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
     if recipe.pruner == "median":
         return MedianPruner(n_startup_trials=4)
     if recipe.pruner == "hyperband":
-        return HyperbandPruner(min_resource=1, max_resource=max(validations, 1), reduction_factor=3)
+        return HyperbandPruner(min_resource=1, max_resource=validations or "auto", reduction_factor=3)
     if recipe.pruner == "successive_halving":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     return NopPruner()
