@@ -179,3 +179,22 @@ def tiny_notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_notes import write_tiny_notes
 
     return write_tiny_notes(tmp_path_factory.mktemp("notes") / "data")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tiny_base: Path, perturbed: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Return a function from a spec to a saved stack with that adapter, ``clinical``, as if it had been trained."""
+    from clinstack.model.stack import Stack
+    from methods import new
+
+    made: dict[str, Path] = {}
+
+    def folder(spec: str) -> Path:
+        if spec not in made:
+            made[spec] = tmp_path_factory.mktemp(spec) / "stack"
+            perturbed(Stack.build(str(tiny_base), [new(spec)])).save(made[spec])
+        return made[spec]
+
+    return folder

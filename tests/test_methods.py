@@ -34,20 +34,6 @@ Perturbed = Callable[..., Stack]
 ROWS = [torch.tensor(row) for row in ([1, 7, 50, 60, 2], [1, 70, 80, 90, 100, 7, 110, 120, 2], [1, 9])]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_base: Path, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function from a spec to a saved stack with that adapter, ``clinical``, as if it had been trained."""
-    made: dict[str, Path] = {}
-
-    def folder(spec: str) -> Path:
-        if spec not in made:
-            made[spec] = tmp_path_factory.mktemp(spec) / "stack"
-            perturbed(Stack.build(str(tiny_base), [new(spec)])).save(made[spec])
-        return made[spec]
-
-    return folder
-
-
 def read(folder: Path, **values: Any) -> AdapterRecipe:
     return AdapterRecipe(name="clinical", path=str(folder), **values)
 

@@ -32,20 +32,6 @@ TASK = new("lora", "task", rank=2, target_modules="all-linear")
 TOKENS = torch.randint(3, 300, (3, 9), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_base: Path, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function from a spec to a saved stack with that adapter, ``clinical``, as if it had been trained."""
-    made: dict[str, Path] = {}
-
-    def folder(spec: str) -> Path:
-        if spec not in made:
-            made[spec] = tmp_path_factory.mktemp(spec) / "stack"
-            perturbed(Stack.build(str(tiny_base), [new(spec)])).save(made[spec])
-        return made[spec]
-
-    return folder
-
-
 def classifier(base: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype="float32")
 

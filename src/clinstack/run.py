@@ -13,7 +13,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,6 +105,42 @@ class Run:
 
 
 @contextmanager
+def locked_folder(folder: Path, what: str, refuse: Callable[[], None]) -> Iterator[None]:
+    """Make a directory and hold it for this process alone.
+
+    Parameters
+    ----------
+    folder : Path
+    what : str
+        What it is the directory of, for messages.
+    refuse : callable
+        Raises when the directory belongs to something else; called before anything is made.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    ClinstackError
+        If another process holds it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"run: {folder} is a file; name a directory.")
+    refuse()
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ClinstackError(f"{folder}: another process is working on this {what}; wait for it or stop it.") from None
+    except OSError as error:
+        raise InputError(f"run: {folder} cannot be written ({error.strerror}); name another directory.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False, **facts: Any) -> Iterator[Run]:
     """Create the Run of a recipe, or reopen it.
 
@@ -127,18 +163,7 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
         If another process is working on it.
     """
     folder = Path(recipe.run)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"run: {folder} is a file; name a directory.")
-    _refuse_foreign_folder(folder, recipe)
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ClinstackError(f"{folder}: another process is working on this Run; wait for it or stop it.") from None
-    except OSError as error:
-        raise InputError(f"run: {folder} cannot be written ({error.strerror}); name another directory.") from None
-    try:
+    with locked_folder(folder, "Run", lambda: _refuse_foreign_folder(folder, recipe)):
         if fresh:
             _empty(folder)
         record = _reopen(folder, recipe, inputs) or _create(folder, recipe, inputs, facts)
@@ -157,8 +182,6 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
                 run.record["error"] = type(error).__name__
                 write_json(folder / "run.json", run.record)
             raise
-    finally:
-        lock.release()
 
 
 def follow_run(recipe: StageRecipe) -> Run:

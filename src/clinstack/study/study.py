@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from clinstack.engine.progress import console
-from clinstack.errors import ClinstackError, InputError
+from clinstack.errors import InputError
 from clinstack.files import write_text
 from clinstack.notes.read import notes_files
 from clinstack.recipe import (
@@ -24,6 +21,7 @@ from clinstack.recipe import (
     recipe_file,
     set_value,
 )
+from clinstack.run import locked_folder
 from clinstack.study.cells import Cell, fail_if_any, is_done, run_cells, usual_workers
 from clinstack.study.table2 import TablePaths, write_table2
 
@@ -49,7 +47,7 @@ def study(recipe: StudyRecipe, *, fresh: bool = False) -> TablePaths:
     resolved = resolve(recipe)
     cells = study_cells(resolved)
     root = Path(resolved.run)
-    with _locked(root):
+    with locked_folder(root, "study", lambda: _refuse_run(root)):
         write_text(root / "study.yaml", dump_recipe(resolved))
         left = cells if fresh else [cell for cell in cells if not is_done(cell)]
         if len(left) < len(cells):
@@ -164,21 +162,6 @@ def _workers_and_threads(recipe: StudyRecipe, cells: list[Cell]) -> tuple[int, i
     return workers, 1 if toy and not gpu else max(1, (os.cpu_count() or 1) // workers)
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    if root.exists() and not root.is_dir():
-        raise InputError(f"run: {root} is a file; name a directory.")
+def _refuse_run(root: Path) -> None:
     if (root / "run.json").exists():
         raise InputError(f"run: {root} is one Run; name another directory for the study.")
-    lock = FileLock(root / ".lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ClinstackError(f"{root}: another process is working on this study; wait for it or stop it.") from None
-    except OSError as error:
-        raise InputError(f"run: {root} cannot be written ({error.strerror}); name another directory.") from None
-    try:
-        yield
-    finally:
-        lock.release()
