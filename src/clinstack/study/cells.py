@@ -208,7 +208,13 @@ class _Seat:
         self._pool = ProcessPoolExecutor(1, context, _start_worker, (self._updates, alive, threads))
 
     def submit(self, cell: Cell, fresh: bool) -> Future[Outcome]:
-        return self._pool.submit(run_cell, cell, fresh=fresh)
+        # The first submit starts the process, which inherits what is blocked: control-C would end it in the middle of
+        # its imports. Here it is only held back until the process stands.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(run_cell, cell, fresh=fresh)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def show(self, bars: WorkerBars) -> None:
         while True:
