@@ -300,24 +300,23 @@ class Stack:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        **attention: Any,
     ) -> Tensor:
         """Return the last layer's output of the given tokens, without virtual ones: shape [rows, tokens, hidden].
 
         With a mask of shape [rows, tokens] rows may be padded on either side. Without one and with position ids that
         begin anew at 0 for each document, a row holds several documents that do not see each other, where `can_pack`
         says so: by `clinstack.model.attention`, or by the block mask that transformers builds from the position ids
-        (it does so only without a cache and without a mask). What else is given is handed to the backbone.
+        (it does so only without a cache and without a mask).
         """
         if attention_mask is not None and attention_mask.dim() == 2 and position_ids is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
         virtual = self._virtual
         if virtual is not None and not virtual.is_off:
-            return virtual.hidden_states(input_ids, attention_mask, position_ids, **attention)
+            return virtual.hidden_states(input_ids, attention_mask, position_ids)
         if attention_mask is None and position_ids is not None and attends_by_document(self.network):
             attention_mask = boundaries_mask(position_ids)
         output: Any = backbone(self.network)(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **attention
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
         return cast(Tensor, output.last_hidden_state)
 

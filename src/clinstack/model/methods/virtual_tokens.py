@@ -167,9 +167,7 @@ class VirtualTokens(Placed):
         finally:
             self._is_off = before
 
-    def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, **attention: Any
-    ) -> Tensor:
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Return the last layer's output of the text's tokens, shape [rows, tokens, hidden].
 
         Rows padded on the left are moved to the left first, so that nothing lies between virtual tokens and text.
@@ -194,14 +192,12 @@ class VirtualTokens(Placed):
             attention_mask = torch.cat([attention_mask.new_ones(rows, self.count), attention_mask], 1)
         position_ids = position_ids + self.count
         if self.method == "prefix":
-            hidden = self._after_prefix(input_ids, attention_mask, position_ids, **attention)
+            hidden = self._after_prefix(input_ids, attention_mask, position_ids)
         else:
-            hidden = self._after_prompt(input_ids, attention_mask, position_ids, **attention)
+            hidden = self._after_prompt(input_ids, attention_mask, position_ids)
         return hidden if back is None else hidden.gather(1, back[..., None].expand_as(hidden))
 
-    def _after_prompt(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, **attention: Any
-    ) -> Tensor:
+    def _after_prompt(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
         embedded: Tensor = self.network.get_input_embeddings()(input_ids)
         virtual = self._computed().to(embedded.dtype).expand(len(embedded), -1, -1)
         first = torch.arange(self.count, device=input_ids.device).expand(len(embedded), -1)
@@ -210,20 +206,16 @@ class VirtualTokens(Placed):
             attention_mask=attention_mask,
             position_ids=torch.cat([first, position_ids], 1),
             use_cache=False,
-            **attention,
         )
         return cast(Tensor, output.last_hidden_state)[:, self.count :]
 
-    def _after_prefix(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, **attention: Any
-    ) -> Tensor:
+    def _after_prefix(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
         output: Any = backbone(self.network)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=self._cache(len(input_ids)),
             use_cache=False,
-            **attention,
         )
         return cast(Tensor, output.last_hidden_state)
 
