@@ -1,10 +1,13 @@
-"""Train the small embedded base model from plain text, on a CPU, from nothing.
+"""Train the small embedded models from plain text, on a CPU, from nothing: a decoder, or an encoder.
 
     python scripts/train_base_model.py --text BOOK.txt.gz ... --hold-out NAME --out DIR
+    python scripts/train_base_model.py --text BOOK.txt.gz ... --hold-out NAME --out DIR --objective masked
 
-Any UTF-8 text files will do (plain or gzip). The script trains a byte-level BPE tokenizer, trains a Llama-architecture
-model, measures bits per character on the files held out, and writes a folder that transformers opens with
-``AutoModelForCausalLM.from_pretrained``: half precision safetensors, tokenizer and model card.
+Any UTF-8 text files will do (plain or gzip). The script trains a byte-level BPE tokenizer, trains the model, measures
+it on the files held out, and writes a folder that transformers opens: half precision safetensors and tokenizer. With
+``--objective next`` that is a Llama (``AutoModelForCausalLM``), measured in bits per character; with ``masked`` a
+ModernBERT (``AutoModelForMaskedLM``; Warner et al. 2024), all of whose layers see the whole text, measured by the loss
+of masked tokens.
 
 Matrices inside the blocks are updated by Muon (Jordan et al. 2024), embeddings and norms by AdamW.
 """
@@ -18,14 +21,22 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+BOS, EOS, PAD, MASK = "<|bos|>", "<|eos|>", "<|pad|>", "<|mask|>"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="text files, .txt or .txt.gz")
     parser.add_argument("--hold-out", nargs="*", default=[], help="files whose name contains this are only measured on")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model")
+    parser.add_argument("--objective", choices=["next", "masked"], default="next")
+    parser.add_argument("--mask-share", type=float, default=0.3, help="share of the tokens to guess (masked)")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the byte-level BPE")
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
@@ -75,7 +88,7 @@ def documents(text: str, characters: int) -> list[str]:
     return groups
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocabulary: int, *, masked: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     # Digits stay single, so that a laboratory value is read the same way whatever its neighbours are.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,25 +97,64 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[PAD, BOS, EOS],
+        special_tokens=[PAD, BOS, EOS, MASK] if masked else [PAD, BOS, EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+        single=f"{BOS} $A {EOS}" if masked else f"{BOS} $A",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)],
     )
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """One stream of token ids: begin, document, end, begin, document, end, ..."""
-    end = tokenizer.token_to_id(EOS)
-    encoded = tokenizer.encode_batch(texts)
-    return np.concatenate([np.array([*item.ids, end], dtype=np.int64) for item in encoded])
+    begin, end = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.concatenate([np.array([begin, *item.ids, end], dtype=np.int64) for item in encoded])
 
 
-def bits_per_character(model: LlamaForCausalLM, stream: np.ndarray, characters: int, context: int) -> float:
+def next_loss(model: PreTrainedModel, blocks: Any, block: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of predicting each token from those before it."""
+    hidden = blocks(input_ids=block[:, :-1], use_cache=False).last_hidden_state
+    return F.linear_cross_entropy(
+        hidden.flatten(0, 1),
+        model.lm_head.weight,
+        block[:, 1:].flatten(),
+        options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None),
+    )
+
+
+def masked_loss(model: PreTrainedModel, blocks: Any, block: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of guessing the chosen tokens, shape of ``chosen`` as ``block``, from all others."""
+    masked = torch.where(chosen, model.config.mask_token_id, block)
+    hidden = blocks(input_ids=masked).last_hidden_state[chosen]
+    return F.cross_entropy(model.decoder(model.head(hidden)), block[chosen])
+
+
+def choose_masked(block: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw a share of the tokens, never special ones, whose ids come first."""
+    return (torch.rand(block.shape, generator=generator) < share) & (block > 3)
+
+
+def masked_loss_of_text(model: PreTrainedModel, stream: np.ndarray, context: int, share: float) -> float:
+    """Return the mean loss of masked tokens in a text's windows, in nats; the masks are drawn by a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    total, count = 0.0, 0
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(stream) - context, context):
+            block = torch.from_numpy(stream[start : start + context])[None]
+            chosen = choose_masked(block, share, generator)
+            total += float(masked_loss(model, model.model, block, chosen)) * int(chosen.sum())
+            count += int(chosen.sum())
+    model.train()
+    return total / count
+
+
+def bits_per_character(model: PreTrainedModel, stream: np.ndarray, characters: int, context: int) -> float:
     """Every token is scored once: the first window whole, each later one, half a window on, in its second half."""
     half = context // 2
     total = 0.0
@@ -117,22 +169,33 @@ def bits_per_character(model: LlamaForCausalLM, stream: np.ndarray, characters: 
     return total / math.log(2) / characters
 
 
-def build_model(arguments: argparse.Namespace, tokenizer: Tokenizer) -> LlamaForCausalLM:
+def build_model(arguments: argparse.Namespace, tokenizer: Tokenizer) -> PreTrainedModel:
     torch.manual_seed(arguments.seed)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.intermediate,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        num_key_value_heads=arguments.key_value_heads,
-        max_position_embeddings=arguments.context,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.token_to_id(PAD),
-        bos_token_id=tokenizer.token_to_id(BOS),
-        eos_token_id=tokenizer.token_to_id(EOS),
+    begin, end, padding = (tokenizer.token_to_id(token) for token in (BOS, EOS, PAD))
+    common = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": arguments.hidden,
+        "intermediate_size": arguments.intermediate,
+        "num_hidden_layers": arguments.layers,
+        "num_attention_heads": arguments.heads,
+        "max_position_embeddings": arguments.context,
+        "tie_word_embeddings": True,
+        "pad_token_id": padding,
+        "bos_token_id": begin,
+        "eos_token_id": end,
+    }
+    if arguments.objective == "next":
+        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=arguments.key_value_heads, **common))
+    config = ModernBertConfig(
+        # Every layer sees the whole text, and a classifier reads the mean over it: no token has learned to sum up.
+        global_attn_every_n_layers=1,
+        classifier_pooling="mean",
+        cls_token_id=begin,
+        sep_token_id=end,
+        mask_token_id=tokenizer.token_to_id(MASK),
+        **common,
     )
-    return LlamaForCausalLM(config)
+    return ModernBertForMaskedLM(config)
 
 
 def learning_rate_at(step: int, steps: int, flat_share: float) -> float:
@@ -146,10 +209,10 @@ def learning_rate_at(step: int, steps: int, flat_share: float) -> float:
 
 
 def save(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, arguments: argparse.Namespace, record: dict[str, object]
+    model: PreTrainedModel, tokenizer: Tokenizer, arguments: argparse.Namespace, record: dict[str, object]
 ) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    half = LlamaForCausalLM(model.config).half()
+    half = type(model)(model.config).half()
     half.load_state_dict(model.state_dict())
     half.config.dtype = "float16"
     half.save_pretrained(arguments.out)
@@ -158,6 +221,7 @@ def save(
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
+        **({"cls_token": BOS, "sep_token": EOS, "mask_token": MASK} if arguments.objective == "masked" else {}),
         model_max_length=arguments.context,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(arguments.out)
@@ -166,6 +230,7 @@ def save(
 
 def main() -> None:
     arguments = parse_arguments()
+    masked = arguments.objective == "masked"
     held_out = [p for p in arguments.text if any(name in p.name for name in arguments.hold_out)]
     training = [p for p in arguments.text if p not in held_out]
     if not training:
@@ -174,12 +239,15 @@ def main() -> None:
     if arguments.initial:
         tokenizer = Tokenizer.from_file(str(arguments.initial / "tokenizer.json"))
     else:
-        tokenizer = train_tokenizer([text for path in training for text in texts[path]], arguments.vocabulary)
+        tokenizer = train_tokenizer(
+            [text for path in training for text in texts[path]], arguments.vocabulary, masked=masked
+        )
     stream = encode(tokenizer, [text for path in training for text in texts[path]])
     measured = encode(tokenizer, [text for path in held_out for text in texts[path]]) if held_out else None
     measured_characters = sum(len(text) for path in held_out for text in texts[path])
     if arguments.initial:
-        model = LlamaForCausalLM.from_pretrained(arguments.initial, dtype=torch.float32)
+        kind = ModernBertForMaskedLM if masked else LlamaForCausalLM
+        model = kind.from_pretrained(arguments.initial, dtype=torch.float32)
     else:
         model = build_model(arguments, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
@@ -192,6 +260,7 @@ def main() -> None:
         torch.optim.AdamW(others, lr=arguments.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     order = np.random.default_rng(arguments.seed)
+    masks = torch.Generator().manual_seed(arguments.seed)
     width, queue = arguments.context + 1, np.empty(0, dtype=np.int64)
     blocks = torch.compile(model.model) if arguments.compile else model.model
     started, record = time.monotonic(), {}
@@ -204,13 +273,11 @@ def main() -> None:
             queue = np.concatenate([queue, order.permutation(starts)])
         chosen, queue = queue[: arguments.batch], queue[arguments.batch :]
         block = torch.from_numpy(np.stack([stream[s : s + width] for s in chosen]))
-        hidden = blocks(input_ids=block[:, :-1], use_cache=False).last_hidden_state
-        loss = F.linear_cross_entropy(
-            hidden.flatten(0, 1),
-            model.lm_head.weight,
-            block[:, 1:].flatten(),
-            options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=512, chunking_method=None),
-        )
+        if masked:
+            block = block[:, :-1]
+            loss = masked_loss(model, blocks, block, choose_masked(block, arguments.mask_share, masks))
+        else:
+            loss = next_loss(model, blocks, block)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -241,7 +308,11 @@ def main() -> None:
                     if name not in {"text", "out", "hold_out", "initial"} and value not in (None, False)
                 ),
             }
-            if measured is not None:
+            if measured is not None and masked:
+                loss_of_text = masked_loss_of_text(model, measured, arguments.context, arguments.mask_share)
+                record["held_out_masked_loss"] = round(loss_of_text, 4)
+                print(f"held out: {record['held_out_masked_loss']} nats for a masked token", flush=True)
+            elif measured is not None:
                 record["held_out_bits_per_character"] = round(
                     bits_per_character(model, measured, measured_characters, arguments.context), 4
                 )
