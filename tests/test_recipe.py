@@ -71,7 +71,7 @@ def refusal(values: dict[str, Any], stage: str | None = None) -> str:
         (finetune(adapters=[{"name": "a-b", "rnk": 4}]), "unknown key adapters.0.rnk", "Did you mean rank?"),
         (finetune(evaluation={"resample": 200}), "unknown key evaluation.resample", "Did you mean resamples?"),
         (finetune(lora={"rank": 4}), "unknown key lora", ", class_weights, "),
-        (finetune(training={"zzz": 1}), "unknown key training.zzz", ", batch_size, accumulate, "),
+        (finetune(training={"zzz": 1}), "unknown key training.zzz", ", batch_size, batch_tokens, accumulate, "),
         (finetune(notes="data"), "unknown key notes", "Known here: "),
     ],
 )

@@ -17,6 +17,8 @@ class TrainingRecipe(Section):
     """End after so many optimizer steps, also in the middle of an epoch."""
     batch_size: int = Field(default=8, ge=1)
     """Packed rows (pretrain) or notes (finetune) in a forward pass."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """finetune: instead of ``batch_size`` notes, as many of similar length as have at most so many tokens."""
     accumulate: int = Field(default=1, ge=1)
     """Forward passes in an optimizer step; the loss is weighted as if they were one batch."""
     learning_rate: float = Field(default=3e-4, gt=0)
