@@ -3,10 +3,10 @@
     python scripts/prepare_mtsamples.py mtsamples_unique.jsonl.gz OUT
     clinstack prepare table OUT/source.yaml --out OUT/data
 
-The first file has one line for each note, with ``sample_id``, ``transcription`` and ``specialties``. A note is taken when
-exactly one of its specialties is a body system; neurosurgery counts as neurology and podiatry as orthopedics. Notes
-appear under several specialties with the same text, so the split is by ``sample_id``; it is drawn within each class,
-for several classes have few notes.
+The first file has one line for each note, with ``sample_id``, ``transcription`` and ``specialties``. A note is taken
+when exactly one of its specialties is a body system; neurosurgery counts as neurology and podiatry as orthopedics.
+Notes appear under several specialties with the same text, so the split is by ``sample_id``; it is drawn within each
+class, for several classes have few notes.
 """
 
 from __future__ import annotations
