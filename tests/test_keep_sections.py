@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from clinstack.engine.classification import EncodedExamples
 from clinstack.errors import InputError
 from clinstack.files import read_json
+from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples, read_examples
 from clinstack.notes.sections.find import SectionSpan, admission_text_with_map, section_map, sections_type
@@ -242,7 +243,7 @@ def test_the_map_in_the_notes_is_used_and_found_where_it_is_missing(mortality: T
 @pytest.fixture
 def mortality_stack(tiny_base: Path, mortality: Task) -> Stack:
     stack = Stack.build(str(tiny_base), [], mortality, seed=0)
-    stack.max_tokens, stack.keep = 24, "sections"
+    stack.reading = Reading(max_tokens=24, keep="sections")
     return stack
 
 
@@ -270,7 +271,7 @@ def test_a_recipe_keeps_sections_from_training_to_evaluation(tiny_base: Path, ti
     metrics = read_json(run.folder / "metrics.json")
     assert metrics["tokens"]["test"]["cut_by_section"]["SOCIAL HISTORY"] > 0
     assert read_json(run.folder / "stack" / "stack.json")["keep"] == "sections"
-    assert Stack.load(run.folder).keep == "sections"
+    assert Stack.load(run.folder).reading.keep == "sections"
     again = parse_recipe(
         {
             "run": str(tmp_path / "again"),

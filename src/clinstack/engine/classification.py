@@ -30,17 +30,20 @@ class EncodedExamples:
     def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
         self.cut_by_section: dict[str, int] | None = None
         self.cut_inside = 0
-        if stack.keep == "sections":
+        reading = stack.reading
+        if reading.keep == "sections":
             known = examples.sections or [None] * len(examples.texts)
             spans = [
                 section_map(text) if have is None else have for text, have in zip(examples.texts, known, strict=True)
             ]
             priorities = [default_priority(item) for item in spans]
-            kept = encode_sections(stack.tokenizer, examples.texts, spans, priorities, stack.max_tokens, stack.suffix)
+            kept = encode_sections(
+                stack.tokenizer, examples.texts, spans, priorities, reading.max_tokens, reading.suffix
+            )
             self.tokens, self.cut, self.cut_by_section, self.cut_inside = kept
         else:
             self.tokens, self.cut = encode_examples(
-                stack.tokenizer, examples.texts, stack.max_tokens, stack.suffix, stack.keep
+                stack.tokenizer, examples.texts, reading.max_tokens, reading.suffix, reading.keep
             )
         self.targets = encode_labels(task, examples.labels)
         self.lengths = [len(tokens) for tokens in self.tokens]

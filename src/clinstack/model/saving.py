@@ -85,9 +85,8 @@ def save_stack(stack: Stack, folder: Path) -> None:
                 if stack.task
                 else None,
                 "task": stack.task.to_dict() if stack.task else None,
-                "max_tokens": stack.max_tokens,
-                "suffix": stack.suffix,
-                "keep": stack.keep,
+                **stack.reading.to_dict(),
+                **({} if stack.task else {"max_tokens": stack.max_tokens}),
                 "probe": probe_output(stack).tolist(),
             },
         )

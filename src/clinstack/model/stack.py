@@ -34,6 +34,7 @@ from clinstack.model.methods.adalora import RankBudget
 from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
 from clinstack.model.methods.placed import Placed
 from clinstack.model.methods.virtual_tokens import VirtualTokens
+from clinstack.model.reading import Reading
 from clinstack.model.saving import load_parts, save_stack
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
@@ -57,11 +58,9 @@ class Stack:
     quantize : str
         "none", or the bits of the base's weights.
     max_tokens : int
-        Length that the stage trained with: the context of a language model, the longest note of a classifier.
-    suffix : str
-        What a classifier reads after every note.
-    keep : str
-        Which part of a longer note a classifier reads: its "beginning", its "end", or its most important "sections".
+        The context that a language model was trained with.
+    reading : Reading
+        What a classifier reads of a note.
     """
 
     def __init__(self, parts: Parts, max_tokens: int = 512) -> None:
@@ -73,8 +72,7 @@ class Stack:
         self.dtype = parts.dtype
         self.quantize = parts.quantize
         self.max_tokens = max_tokens
-        self.suffix = ""
-        self.keep = "beginning"
+        self.reading = Reading()
         self._placed = parts.placed
         self.settle()
 
@@ -144,7 +142,7 @@ class Stack:
         record = read_stack_record(folder)
         parts = load_parts(folder, record, base, dtype, quantize)
         stack = cls._checked(parts)
-        stack.max_tokens, stack.suffix, stack.keep = record["max_tokens"], record["suffix"], record["keep"]
+        stack.max_tokens, stack.reading = record["max_tokens"], Reading.from_dict(record)
         if (parts.dtype, parts.quantize) == (record["base"]["dtype"], record["base"].get("quantize", "none")):
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

@@ -24,6 +24,7 @@ from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import classification_metrics, primary_auroc
 from clinstack.files import replacing_file, write_json
+from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
@@ -103,7 +104,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
                 dtype=recipe.dtype,
                 quantize=recipe.quantize,
             )
-            built.max_tokens, built.suffix, built.keep = recipe.max_tokens, recipe.suffix, recipe.keep
+            built.reading = Reading.of(recipe)
             return built
 
         with run.timed("prepare"):
