@@ -37,6 +37,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turns import Process, in_turn, paired, quiet_environment
+
 ARMS = Path(__file__).resolve().parent / "pretraining_arms.py"
 MODELS: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
@@ -85,56 +87,22 @@ class Turn:
 
 
 def environment_of(name: str, threads: int, device: str) -> dict[str, str]:
-    """Return the environment of a way's process: nothing here needs a network or a telemetry server."""
-    environment = {**os.environ, **(KEEP if "memory kept" in name else {})}
-    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    return environment | {"PYTHONWARNINGS": "ignore"}
+    """Return the environment of a way's process."""
+    return {**quiet_environment(threads, device), **(KEEP if "memory kept" in name else {})}
 
 
-class Way:
+class Way(Process):
     """A way's process. It has done its first, untimed steps when this is built."""
 
     def __init__(self, name: str, python: str, work: Path, environment: dict[str, str]) -> None:
-        self.name = name
-        self._log = (work / f"{name}.log").open("wb+")
-        self._process = subprocess.Popen(
-            [python, str(ARMS), name, str(work)],
-            cwd=work,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.warm_up = self._read()
+        super().__init__(name, [python, str(ARMS), name, str(work)], work, environment)
+        self.answer()
 
     def turn(self) -> Turn:
         """Let it do one turn."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("turn\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Turn:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._log.seek(0)
-            last = self._log.read().decode("utf-8", "replace").strip().splitlines()[-6:]
-            sys.exit(f"{self.name} ended with {self._process.returncode}: " + " / ".join(last))
-        told: dict[str, Any] = json.loads(line)
+        told = self.ask("turn")
         kept = {key: told[key] for key in ("useful", "computed", "wall", "cpu", "peak", "loss")}
         return Turn(grown=told["peak"] - told["before"], **kept)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def measure(
@@ -161,11 +129,11 @@ def measure(
                 started = time.perf_counter()
                 ways.append(Way(name, python, work, environment_of(name, threads, device)))
                 print(f"{name} is ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
-            measured: dict[str, list[Turn]] = {way.name: [] for way in ways}
+            by_name = {way.name: way for way in ways}
+            measured: dict[str, list[Turn]] = {name: [] for name in by_name}
             for index in range(turns):
-                at = index % len(ways)
-                for way in ways[at:] + ways[:at]:
-                    measured[way.name].append(way.turn())
+                for name in in_turn(list(by_name), index):
+                    measured[name].append(by_name[name].turn())
             return measured
         finally:
             for way in ways:
@@ -182,13 +150,6 @@ def check(name: str, work: Path, environment: dict[str, str], tolerance: float) 
     if not difference < tolerance:
         sys.exit(f"{name}: its loss or a gradient differs from the plain one by {difference:.1e}, relative.")
     print(f"{name}: loss and gradients are the plain ones to {difference:.1e}, relative", file=sys.stderr)
-
-
-def paired(left: list[Turn], right: list[Turn], figure: str) -> float:
-    """Return the median of the ratios within turns."""
-    return float(
-        statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in zip(left, right, strict=True))
-    )
 
 
 def table(measured: dict[str, list[Turn]]) -> list[str]:

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 import torch
-from pretraining import BASELINE, NAMES, TOLERANCE, Turn, choose_peers, measure, paired
+from pretraining import BASELINE, NAMES, TOLERANCE, Turn, choose_peers, measure
+from turns import paired
 
 MODELS: dict[str, dict[str, int]] = {
     # As Llama 3.2 1B in all but its vocabulary.
