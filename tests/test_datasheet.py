@@ -314,10 +314,11 @@ def test_sample_is_seeded_and_shared_by_tasks(
 
 def test_embedded_tokens_are_those_a_classifier_reads(known: Path) -> None:
     from clinstack.model.base import find_base, load_tokenizer
-    from clinstack.tokens.encode import encode_examples
+    from clinstack.model.reading import Reading
+    from clinstack.tokens.texts import encode_texts
 
     texts = ["chest pain\n\n[**Name**], 5 mg", "", "Ünïcode ½ words"]
-    rows, _ = encode_examples(load_tokenizer(find_base("embedded")), texts, max_tokens=100)
+    rows = encode_texts(load_tokenizer(find_base("embedded")), Reading(max_tokens=100), texts).pieces
     assert TokenCounter("embedded").count(texts) == [len(row) for row in rows]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,8 @@ from clinstack.recipe import FinetuneRecipe, parse_recipe
 from clinstack.stages.evaluate import evaluate
 from clinstack.stages.finetune import finetune
 from clinstack.tasks import Task
-from clinstack.tokens.encode import encode_examples, encode_sections
 from clinstack.tokens.shorten import importance, keep_sections
+from clinstack.tokens.texts import EncodedTexts, encode_texts
 from tiny_notes import write_tiny_notes
 
 ORDER = ("PRESENT ILLNESS", "MEDICAL HISTORY", None, "SOCIAL HISTORY")
@@ -113,41 +114,46 @@ def test_the_kind_of_a_text_follows_from_its_sections() -> None:
 # ---------------------------------------------------------------------- tokens
 
 
+def read_sections(
+    tokenizer: object, texts: list[str], max_tokens: int, suffix: str = "", spans: list[list[SectionSpan]] | None = None
+) -> EncodedTexts:
+    reading = Reading(max_tokens=max_tokens, keep="sections", suffix=suffix)
+    return encode_texts(cast(PreTrainedTokenizerBase, tokenizer), reading, texts, spans)
+
+
 def test_whole_sections_are_dropped_under_max_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    spans = section_map(NOTE)
-    pieces = [NOTE[span.start : span.end] for span in spans]
+    pieces = [NOTE[span.start : span.end] for span in section_map(NOTE)]
     length = [len(ids) for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"]]
     whole = len(tokenizer(NOTE)["input_ids"])
     suffix = tokenizer(" ward", add_special_tokens=False)["input_ids"]
     limit = whole - 1 + len(suffix)
-    kept = encode_sections(tokenizer, [NOTE, "hi"], [spans, section_map("hi")], [ORDER, ORDER], limit, " ward")
+    kept = read_sections(tokenizer, [NOTE, "hi"], limit, " ward")
     text = "".join(pieces[:2]).strip()
-    assert kept.tokens[0].tolist() == [*tokenizer(text)["input_ids"], *suffix]
-    assert kept.tokens[1].tolist() == [*tokenizer("hi")["input_ids"], *suffix]
-    assert kept.cut_by_section == {"SOCIAL HISTORY": length[2]}
-    assert (kept.cut, kept.cut_inside) == (length[2], 0)
+    assert kept.pieces[0].tolist() == [*tokenizer(text)["input_ids"], *suffix]
+    assert kept.pieces[1].tolist() == [*tokenizer("hi")["input_ids"], *suffix]
+    assert kept.owners.tolist() == [0, 1]
+    assert kept.cut["cut_by_section"] == {"SOCIAL HISTORY": length[2]}
+    assert (kept.cut["cut"], kept.cut["texts_cut"], kept.cut["notes_cut_inside_a_section"]) == (length[2], 1, 0)
 
 
 def test_only_the_most_important_section_is_ever_cut(tokenizer: PreTrainedTokenizerBase) -> None:
-    spans = section_map(NOTE)
-    kept = encode_sections(tokenizer, [NOTE], [spans], [ORDER], 8)
-    assert kept.tokens[0].tolist() == tokenizer("HPI:\nchest pain")["input_ids"][:8]
-    assert kept.cut_inside == 1
-    assert set(kept.cut_by_section) == {"PRESENT ILLNESS", "MEDICAL HISTORY", "SOCIAL HISTORY"}
-    assert kept.cut == sum(kept.cut_by_section.values())
+    kept = read_sections(tokenizer, [NOTE], 8)
+    assert kept.pieces[0].tolist() == tokenizer("HPI:\nchest pain")["input_ids"][:8]
+    assert kept.cut["notes_cut_inside_a_section"] == 1
+    assert set(kept.cut["cut_by_section"]) == {"PRESENT ILLNESS", "MEDICAL HISTORY", "SOCIAL HISTORY"}
+    assert kept.cut["cut"] == sum(kept.cut["cut_by_section"].values())
     with pytest.raises(InputError, match="leaves no room"):
-        encode_sections(tokenizer, [NOTE], [spans], [ORDER], 8, "DIAGNOSIS:")
+        read_sections(tokenizer, [NOTE], 8, "DIAGNOSIS:")
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5, 9, 17, 30, 60, 200])
+@pytest.mark.parametrize("limit", [2, 5, 9, 17, 30, 60, 200])
 def test_no_row_is_longer_than_asked(tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
     texts = [NOTE, "", "x" * 90, "  \n\n PMH: a", NOTE * 3]
-    spans = [section_map(text) for text in texts]
-    kept = encode_sections(tokenizer, texts, spans, [default_priority(item) for item in spans], limit)
-    assert all(1 <= len(row) <= limit for row in kept.tokens)
+    kept = read_sections(tokenizer, texts, limit)
+    assert all(1 <= len(row) <= limit for row in kept.pieces)
     if limit == 200:
-        assert kept.cut == 0
-        assert [row.tolist() for row in kept.tokens] == [r.tolist() for r in encode_examples(tokenizer, texts, 200)[0]]
+        assert kept.cut["cut"] == 0
+        assert [row.tolist() for row in kept.pieces] == tokenizer(texts)["input_ids"]
 
 
 class Joining:
@@ -156,20 +162,21 @@ class Joining:
     bos_token_id = None
     pad_token_id = 0
 
-    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(code): code for code in range(128)}
+
+    def __call__(self, texts: str | list[str], **_: object) -> dict[str, Any]:
+        if isinstance(texts, str):
+            return {"input_ids": self([texts])["input_ids"][0]}
         return {"input_ids": [[ord(letter) for letter in text.replace("ab", "a-b")] for text in texts]}
 
 
 def test_sections_that_are_longer_together_than_apart_fit_too() -> None:
-    spans = [SectionSpan("A", 0, 3), SectionSpan("B", 3, 6), SectionSpan("C", 6, 9)]
-    kept = encode_sections(Joining(), ["xxabxxzzz"], [spans], [("A", "B", "C")], 6)
-    assert "".join(map(chr, kept.tokens[0])) == "xxa"
-    assert (kept.cut_by_section, kept.cut_inside) == ({"B": 3, "C": 3}, 0)
-
-
-def test_encode_examples_does_not_take_sections_for_an_end(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="encode_sections"):
-        encode_examples(tokenizer, ["a"], 8, keep="sections")
+    spans = [SectionSpan("PRESENT ILLNESS", 0, 3), SectionSpan("MEDICAL HISTORY", 3, 6), SectionSpan("ALLERGIES", 6, 9)]
+    kept = read_sections(Joining(), ["xxabxxzzz"], 6, spans=[spans])
+    assert "".join(map(chr, kept.pieces[0])) == "xxa"
+    assert kept.cut["cut_by_section"] == {"MEDICAL HISTORY": 3, "ALLERGIES": 3}
+    assert kept.cut["notes_cut_inside_a_section"] == 0
 
 
 # ---------------------------------------------------------------------- the column and the stages
@@ -236,7 +243,7 @@ def test_the_map_in_the_notes_is_used_and_found_where_it_is_missing(mortality: T
     read = [mortality_stack.tokenizer.decode(row[1:]) for row in encoded.tokens]
     assert read == ["HPI: chest pain", text[:20].strip()]
     counts = encoded.token_counts()
-    assert counts["cut"] == encoded.cut == sum(counts["cut_by_section"].values()) > 0
+    assert counts["cut"] == sum(counts["cut_by_section"].values()) > 0
     assert counts["notes_cut_inside_a_section"] == 0
 
 

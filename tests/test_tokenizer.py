@@ -14,10 +14,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from clinstack.errors import InputError
 from clinstack.model.base import find_base
+from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.model.tokenizer import load_tokenizer, tokenizer_repairs
 from clinstack.recipe import AdapterRecipe
-from clinstack.tokens.encode import encode_documents, encode_examples
+from clinstack.tokens.encode import encode_documents
+from clinstack.tokens.texts import encode_texts
 
 TEXT = "chest pain, no fever"
 
@@ -147,10 +149,10 @@ def test_all_three_at_once(copy: Path) -> None:
 def test_a_repaired_begin_is_put_before_a_text_where_the_file_asks_for_it(tmp_path: Path) -> None:
     settings = {"bos_token": "", "eos_token": "</s>", "add_bos_token": True}
     folder = make_base(tmp_path / "base", ["<unk>", "<s>", "</s>"], {}, settings)
-    (row,), _ = encode_examples(load_tokenizer(find_base(str(folder))), [TEXT], 100)
+    (row,) = encode_texts(load_tokenizer(find_base(str(folder))), Reading(max_tokens=100), [TEXT]).pieces
     assert row[0] == 1
     set_tokens(folder, add_bos_token=False)
-    (row,), _ = encode_examples(load_tokenizer(find_base(str(folder))), [TEXT], 100)
+    (row,) = encode_texts(load_tokenizer(find_base(str(folder))), Reading(max_tokens=100), [TEXT]).pieces
     assert row[0] != 1
 
 

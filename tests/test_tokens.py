@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from clinstack.errors import InputError
 from clinstack.tokens.batches import pad, shuffled_batches, sorted_batches
 from clinstack.tokens.documents import Documents
-from clinstack.tokens.encode import TextEncoder, encode_documents, encode_examples, own_ends
+from clinstack.tokens.encode import TextEncoder, encode_documents, own_ends
 from clinstack.tokens.pack import IGNORED, PackedBatch, Segments, collate_rows, pack_segments, split_documents
 
 LENGTHS = st.lists(st.integers(0, 90), min_size=1, max_size=40)
@@ -243,45 +242,9 @@ def test_what_a_tokenizer_itself_puts_around_a_text(tiny_base: Path) -> None:
     assert own_ends(loaded) == ([1], [2])
 
 
-def test_examples_keep_their_beginning_and_say_what_was_cut(tokenizer: PreTrainedTokenizerBase) -> None:
-    texts = ["the patient was admitted with chest pain", "x" * 50, "y"]
-    whole, nothing = encode_examples(tokenizer, texts, 1000)
-    assert nothing == 0
-    assert [int(tokens[0]) for tokens in whole] == [tokenizer.bos_token_id] * 3
-    tokens, cut = encode_examples(tokenizer, texts, 8)
-    assert cut == sum(max(0, len(item) - 8) for item in whole)
-    assert cut > 0
-    for short, long in zip(tokens, whole, strict=True):
-        assert short.tolist() == long[:8].tolist()
-
-
-def test_a_suffix_ends_every_row_also_a_cut_one(tokenizer: PreTrainedTokenizerBase) -> None:
-    texts = ["the patient was admitted with chest pain", "x" * 50, ""]
-    plain, _ = encode_examples(tokenizer, texts, 1000)
-    suffix = tokenizer("DIAGNOSIS:", add_special_tokens=False)["input_ids"]
-    room = 16 - len(suffix)
-    tokens, cut = encode_examples(tokenizer, texts, 16, "DIAGNOSIS:")
-    assert [row.tolist() for row in tokens] == [[*row[:room].tolist(), *suffix] for row in plain]
-    assert cut == sum(max(0, len(row) - room) for row in plain)
-    with pytest.raises(InputError, match="leaves no room for notes in max_tokens 8"):
-        encode_examples(tokenizer, texts, 8, "DIAGNOSIS:")
-
-
-def test_an_empty_text_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokens, cut = encode_examples(tokenizer, [""], 8)
-    assert tokens[0].tolist() == [tokenizer.bos_token_id]
-    assert cut == 0
-
-
-def test_a_tokenizer_without_a_begin_token_also_gives_an_empty_text_a_token(tiny_base: Path) -> None:
-    from tokenizers import processors
-
+def test_a_tokenizer_without_a_begin_token_ends_documents_all_the_same(tiny_base: Path) -> None:
     plain = AutoTokenizer.from_pretrained(tiny_base)
-    plain.backend_tokenizer.post_processor = processors.Sequence([])
     plain.bos_token = None
-    tokens, _ = encode_examples(plain, ["", "pain"], 8)
-    assert tokens[0].tolist() == [plain.pad_token_id]
-    assert len(tokens[1]) > 0
     assert encode_documents(plain, [""])[0].tolist() == [plain.eos_token_id]
 
 

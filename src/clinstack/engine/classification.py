@@ -16,47 +16,26 @@ from clinstack.engine.losses import encode_labels
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples
-from clinstack.notes.sections.find import section_map
-from clinstack.notes.sections.priority import default_priority
 from clinstack.tasks import Task
 from clinstack.tokens.batches import pad, sorted_batches
 from clinstack.tokens.documents import Tokens
-from clinstack.tokens.encode import encode_examples, encode_sections
+from clinstack.tokens.texts import encode_texts
 
 
 class EncodedExamples:
     """One split as tokens and targets; where the backbone is frozen, also as pooled features, computed once."""
 
     def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
-        self.cut_by_section: dict[str, int] | None = None
-        self.cut_inside = 0
-        reading = stack.reading
-        if reading.keep == "sections":
-            known = examples.sections or [None] * len(examples.texts)
-            spans = [
-                section_map(text) if have is None else have for text, have in zip(examples.texts, known, strict=True)
-            ]
-            priorities = [default_priority(item) for item in spans]
-            kept = encode_sections(
-                stack.tokenizer, examples.texts, spans, priorities, reading.max_tokens, reading.suffix
-            )
-            self.tokens, self.cut, self.cut_by_section, self.cut_inside = kept
-        else:
-            self.tokens, self.cut = encode_examples(
-                stack.tokenizer, examples.texts, reading.max_tokens, reading.suffix, reading.keep
-            )
+        self.encoded = encode_texts(stack.tokenizer, stack.reading, examples.texts, examples.sections)
+        self.tokens = self.encoded.pieces
         self.targets = encode_labels(task, examples.labels)
         self.lengths = [len(tokens) for tokens in self.tokens]
         self.features: Tensor | None = None
         self._stack = stack
 
     def token_counts(self) -> dict[str, Any]:
-        """Return how many tokens were read and cut; where whole sections go, also by the section's name."""
-        counts: dict[str, Any] = {"read": sum(self.lengths), "cut": self.cut}
-        if self.cut_by_section is not None:
-            counts["cut_by_section"] = self.cut_by_section
-            counts["notes_cut_inside_a_section"] = self.cut_inside
-        return counts
+        """Return what was read and cut, in tokens."""
+        return self.encoded.cut
 
     def compute_features(self, batch_size: int, description: str) -> None:
         """Run the frozen backbone over all examples and keep what the head reads, shape [examples, hidden]."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
-from clinstack.tokens.documents import Documents, Tokens
-from clinstack.tokens.shorten import Span, importance, keep_sections
+from clinstack.tokens.documents import Documents
 
 
 class TextEncoder:
@@ -47,11 +45,19 @@ class TextEncoder:
         largest = max(tokenizer.get_vocab().values(), default=0)
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if largest < 1 << 16 else np.uint32)
 
-    def encode(self, texts: Sequence[str]) -> Sequence[Any]:
-        """Return the encodings, for `ids`; the slow part."""
+    @property
+    def knows_places(self) -> bool:
+        """Whether encodings can say where in a text a token stands."""
+        return self._fast is not None
+
+    def encode(self, texts: Sequence[str], *, places: bool = False) -> Sequence[Any]:
+        """Return the encodings, for `ids` and, where they are asked for, for `places`; the slow part."""
         if self._fast is not None:
-            encodings: Sequence[Any] = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            encode = self._fast.encode_batch if places else self._fast.encode_batch_fast
+            encodings: Sequence[Any] = encode(list(texts), add_special_tokens=False)
             return encodings
+        if not texts:
+            return []
         # Without "verbose" the tokenizer would warn about texts longer than the model; packing splits them.
         ids: Sequence[Any] = self._tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -63,6 +69,10 @@ class TextEncoder:
         if self._fast is not None:
             return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
         return [np.array(ids, dtype=self.dtype) for ids in encodings]
+
+    def places(self, encoding: Any) -> NDArray[np.int64]:
+        """Return the character of its text at which each token begins."""
+        return np.array([begin for begin, _ in encoding.offsets], dtype=np.int64)
 
 
 def _model_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -78,7 +88,9 @@ def document_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[i
 
 
 def own_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return what the tokenizer itself puts before and after a text (Llama's: a begin token, and no end token).
+    """Return what the tokenizer itself puts before and after a text.
+
+    Llama's puts a begin token before it, BERT's [CLS] before and [SEP] behind it, Qwen's nothing.
 
     Raises
     ------
@@ -91,7 +103,8 @@ def own_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]
     raise InputError(
-        "layout: this base's tokenizer changes a text between its special tokens; take packed or bucketed."
+        "base: its tokenizer changes a text between its special tokens, so that texts cannot be cut to a length; "
+        "take another base, or to pretrain the layout packed or bucketed."
     )
 
 
@@ -102,147 +115,3 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     """
     encoder = TextEncoder(tokenizer)
     return Documents.of(encoder.ids(encoder.encode(texts)), *document_ends(tokenizer))
-
-
-def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int, suffix: str = "", keep: str = "beginning"
-) -> tuple[list[Tokens], int]:
-    """Encode texts for classification, as the tokenizer does by itself; longer ones are cut.
-
-    Parameters
-    ----------
-    suffix : str
-        Its tokens end every row, also one that was cut.
-    keep : {"beginning", "end"}
-        Which part of a longer text stays. The end stays behind the tokenizer's begin token.
-
-    Returns
-    -------
-    tokens : list of int64 arrays
-        At most ``max_tokens`` long, at least 1.
-    cut : int
-        How many tokens were cut off in all.
-
-    Raises
-    ------
-    InputError
-        If the suffix leaves no room for the text.
-    """
-    if keep not in ("beginning", "end"):
-        raise ValueError(f"keep is {keep!r}; whole sections are kept by encode_sections")
-    encoded = _encoded(tokenizer, texts)
-    end, room = _suffix(tokenizer, suffix, max_tokens)
-    cut = sum(max(0, len(ids) - room) for ids in encoded)
-    parts = [_part(ids, room, keep, tokenizer.bos_token_id) for ids in encoded]
-    return [_row(tokenizer, part, end) for part in parts], cut
-
-
-class KeptSections(NamedTuple):
-    """Texts as tokens of which whole sections were dropped.
-
-    Parameters
-    ----------
-    tokens : list of int64 arrays
-        At most ``max_tokens`` long, at least 1.
-    cut : int
-        How many tokens were dropped in all.
-    cut_by_section : dict of str to int
-        The same by the section's name, the most first; ``""`` is sections without a name.
-    cut_inside : int
-        Texts whose most important section alone was too long and was cut at its end.
-    """
-
-    tokens: list[Tokens]
-    cut: int
-    cut_by_section: dict[str, int]
-    cut_inside: int
-
-
-def encode_sections(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sections: Sequence[Sequence[Span]],
-    priorities: Sequence[Sequence[str | None]],
-    max_tokens: int,
-    suffix: str = "",
-) -> KeptSections:
-    """Encode texts for classification; of longer ones whole sections are dropped, the least important first.
-
-    Parameters
-    ----------
-    sections : sequence of sequence of Span
-        The sections of each text; they cover it.
-    priorities : sequence of sequence of str or None
-        For each text the names of sections, the most important first; see `clinstack.tokens.shorten.keep_sections`.
-    suffix : str
-        Its tokens end every row, also one that was shortened.
-
-    Raises
-    ------
-    InputError
-        If the suffix leaves no room for the text.
-    """
-    encoded = _encoded(tokenizer, texts)
-    end, room = _suffix(tokenizer, suffix, max_tokens)
-    budget = room - len(_encoded(tokenizer, [""])[0])  # without what the tokenizer itself puts around a text
-    long = [place for place, ids in enumerate(encoded) if len(ids) > room]
-    pieces = {place: [texts[place][span.start : span.end] for span in sections[place]] for place in long}
-    counted = iter(_lengths(tokenizer, [piece for place in long for piece in pieces[place]]))
-    cut: Counter[str] = Counter()
-    cut_inside = 0
-    for place in long:
-        spans = sections[place]
-        lengths = [next(counted) for _ in spans]
-        kept = keep_sections(spans, lengths, budget, priorities[place])
-        ids = _joined_ids(tokenizer, pieces[place], kept)
-        # Sections can have a token more together than apart.
-        while len(ids) > room and len(kept) > 1:
-            kept.remove(next(item for item in reversed(importance(spans, priorities[place])) if item in kept))
-            ids = _joined_ids(tokenizer, pieces[place], kept)
-        for item in set(range(len(spans))) - set(kept):
-            cut[spans[item].name or ""] += lengths[item]
-        if len(ids) > room:
-            cut[spans[kept[0]].name or ""] += len(ids) - room
-            cut_inside += 1
-        encoded[place] = ids[:room]
-    return KeptSections(
-        [_row(tokenizer, ids, end) for ids in encoded], cut.total(), dict(cut.most_common()), cut_inside
-    )
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _lengths(tokenizer: PreTrainedTokenizerBase, pieces: list[str]) -> list[int]:
-    if not pieces:
-        return []
-    encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [len(ids) for ids in encoded]
-
-
-def _joined_ids(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[str], kept: Sequence[int]) -> list[int]:
-    return _encoded(tokenizer, ["".join(pieces[item] for item in kept).strip()])[0]
-
-
-def _suffix(tokenizer: PreTrainedTokenizerBase, suffix: str, max_tokens: int) -> tuple[list[int], int]:
-    """Return the tokens of the suffix, and how many it leaves for the text."""
-    end: list[int] = tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
-    room = max_tokens - len(end)
-    if room < 1:
-        raise InputError(f"suffix: it has {len(end)} tokens and leaves no room for notes in max_tokens {max_tokens}.")
-    return end, room
-
-
-def _row(tokenizer: PreTrainedTokenizerBase, ids: list[int], end: list[int]) -> Tokens:
-    filler = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id
-    return np.array([*(ids or [filler]), *end], dtype=np.int64)
-
-
-def _part(ids: list[int], room: int, keep: str, begin: int | None) -> list[int]:
-    if keep == "beginning" or len(ids) <= room:
-        return ids[:room]
-    # A begin token stays in front, where models expect it.
-    first = [token for token in ids[:1] if token == begin][:room]
-    return [*first, *ids[len(ids) - room + len(first) :]]

@@ -1,9 +1,14 @@
-"""Shortening a text by whole sections: what matters least goes first, and no section loses a random part."""
+"""Shortening a text: which of its tokens are read, or which of its sections.
+
+By whole sections, what matters least goes first, and no section loses a random part.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from clinstack.model.reading import Reading
 
 
 class Span(Protocol):
@@ -20,6 +25,52 @@ class Span(Protocol):
     @property
     def end(self) -> int:
         """The character after the last."""
+
+
+def kept_ranges(count: int, room: int, reading: Reading) -> tuple[list[list[range]], range]:
+    """Return which tokens of a text are read, and which are not.
+
+    Parameters
+    ----------
+    count : int
+        Tokens of the text.
+    room : int
+        Tokens of it that a piece can have.
+    reading : Reading
+        Its ``keep`` is any but ``sections``.
+
+    Returns
+    -------
+    pieces : list of list of range
+        Each a list of stretches of the text, together at most ``room`` long; one piece of one stretch where the text
+        fits.
+    gap : range
+        The one stretch that no piece has; empty where all of the text is read.
+
+    Examples
+    --------
+    >>> kept_ranges(10, 4, Reading(keep="both_ends"))
+    ([[range(0, 1), range(7, 10)]], range(1, 7))
+    >>> kept_ranges(10, 4, Reading(keep="chunks", chunk_overlap=1, max_chunks=2))
+    ([[range(0, 4)], [range(3, 7)]], range(7, 10))
+    """
+    if count <= room:
+        return [[range(count)]], range(0)
+    if reading.keep == "beginning":
+        return [[range(room)]], range(room, count)
+    if reading.keep == "end":
+        return [[range(count - room, count)]], range(count - room)
+    if reading.keep == "both_ends":
+        beginning = min(max(1, round(reading.beginning_share * room)), max(1, room - 1))
+        behind = count - (room - beginning)
+        return [[range(beginning), range(behind, count)]], range(beginning, behind)
+    if reading.keep == "chunks":
+        step = room - reading.chunk_overlap
+        needed = 1 + -(-(count - room) // step)
+        starts = [place * step for place in range(min(needed, reading.max_chunks))]
+        chunks = [range(start, min(start + room, count)) for start in starts]
+        return [[chunk] for chunk in chunks], range(chunks[-1].stop, count)
+    raise ValueError(f"keep is {reading.keep!r}; whole sections are chosen by keep_sections")
 
 
 def importance(spans: Sequence[Span], priority: Sequence[str | None]) -> list[int]:
