@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from clinstack.model.base import HEAD_MODULE
 from clinstack.model.checks import StackError, check_active, check_trainable
 from clinstack.model.stack import Stack
 from clinstack.recipe import TrainingRecipe
@@ -18,8 +17,9 @@ def build_optimizer(stack: Stack, settings: TrainingRecipe) -> torch.optim.Optim
     """Return AdamW over exactly the stack's trainable tensors; the head may have a learning rate of its own."""
     head: list[nn.Parameter] = []
     adapters: list[nn.Parameter] = []
+    of_head = stack.head_parameters()
     for name, parameter in stack.trainable_parameters().items():
-        (head if name == f"{HEAD_MODULE}.weight" else adapters).append(parameter)
+        (head if name in of_head else adapters).append(parameter)
     groups = [
         {"params": adapters, "peak": settings.learning_rate},
         {"params": head, "peak": settings.head_learning_rate or settings.learning_rate},

@@ -12,13 +12,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from clinstack.errors import InputError
 from clinstack.files import sha256_file
 from clinstack.model.attention import use_document_attention
 from clinstack.model.config import load_config
+from clinstack.model.families import ENCODERS, encoder_of, head_name, head_of, head_parameters, is_heads
+from clinstack.model.families import backbone as backbone
+from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import (
     compute_alike_in_training_and_evaluation,
     quantization_config,
@@ -28,8 +31,9 @@ from clinstack.model.tokenizer import load_tokenizer as load_tokenizer
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-HEAD_MODULE = "score"
-"""Name of the classifier in transformers' decoder models for sequence classification."""
+EMBEDDED_ENCODER = "embedded-encoder"
+EMBEDDED_FOLDERS = {EMBEDDED: EMBEDDED_FOLDER, EMBEDDED_ENCODER: Path(__file__).parent / "embedded_encoder"}
+"""The bases that come with the package, by name."""
 _FINGERPRINTED = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")
 _DESCRIBING = ["*.json", "tokenizer.model", "vocab.txt", "merges.txt"]
 _WANTED = ["*.safetensors", *_DESCRIBING]
@@ -42,7 +46,7 @@ class Base:
     Parameters
     ----------
     name : str
-        As the recipe gave it: ``embedded``, a folder, or a hub id.
+        As the recipe gave it: ``embedded``, ``embedded-encoder``, a folder, or a hub id.
     folder : Path
         Where its files are.
     fingerprint : str
@@ -93,13 +97,14 @@ def _folder_of(name: str, wanted: list[str]) -> Path:
 
 
 def _found(name: str, wanted: list[str]) -> Path:
-    if name == EMBEDDED:
-        return EMBEDDED_FOLDER
+    if name in EMBEDDED_FOLDERS:
+        return EMBEDDED_FOLDERS[name]
     if Path(name).is_dir():
         return Path(name)
     if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise InputError(
-            f"base: {name} is neither a folder, nor a hub id of the form organisation/model, nor 'embedded'."
+            f"base: {name} is neither a folder, nor a hub id of the form organisation/model, "
+            f"nor {' or '.join(map(repr, EMBEDDED_FOLDERS))}."
         )
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
@@ -114,7 +119,36 @@ def _found(name: str, wanted: list[str]) -> Path:
         raise InputError(f"base: {name} could not be fetched from the hub ({type(error).__name__}).") from None
 
 
-def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quantize: str = "none") -> PreTrainedModel:
+def refuse_unknown_architecture(base: Base, config: PreTrainedConfig, classes: int | None) -> None:
+    """Say why an encoder cannot be what is asked for.
+
+    Raises
+    ------
+    InputError
+        For an encoder without a head for classes, and for one of a family that is not known.
+    """
+    if encoder_of(config) is not None:
+        if classes is None:
+            raise InputError(
+                f"base: {base.name} ({config.model_type}) is an encoder and writes no text; pretrain takes a decoder, "
+                "finetune takes this base."
+            )
+    elif getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False:
+        raise InputError(
+            f"base: {base.name} ({config.model_type}) is an encoder of a family that clinstack does not know; it knows "
+            f"{', '.join(ENCODERS)}, and decoders."
+        )
+
+
+def load_network(
+    base: Base,
+    *,
+    classes: int | None,
+    dtype: str,
+    seed: int,
+    quantize: str = "none",
+    reads: HeadInput = BY_CONVENTION,
+) -> PreTrainedModel:
     """Load the base as a causal language model, or as a classifier with a new float32 head.
 
     A quantised base is placed where bitsandbytes computes: on the current CUDA device, on the CPU without one.
@@ -131,6 +165,8 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quan
         Of the head's weights.
     quantize : {"none", "8bit", "4bit"}
         Bits of the linear layers below the head; embeddings, norms and head keep ``dtype``.
+    reads : HeadInput
+        What the head reads; layers above are not loaded.
 
     Raises
     ------
@@ -139,7 +175,9 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quan
         its head is not one linear layer, or it cannot be quantised.
     """
     config = load_config(base)
+    refuse_unknown_architecture(base, config, classes)
     refuse_quantizing(base, config, quantize)
+    reads.keep_layers(base.name, config)
     if classes is not None:
         config.num_labels = classes
     options: dict[str, Any] = {
@@ -167,35 +205,56 @@ def load_network(base: Base, *, classes: int | None, dtype: str, seed: int, quan
         transformers_logging.set_verbosity(before)
     network, loading = loaded
     compute_alike_in_training_and_evaluation(network)
-    network.config.use_cache = False
+    if classes is None or encoder_of(config) is None:
+        network.config.use_cache = False
+        use_document_attention(network)
     if classes is not None:
-        head = getattr(network, HEAD_MODULE, None)
-        if type(head) is not nn.Linear:  # a quantised layer is a subclass
-            raise InputError(
-                f"base: {base.name} ({type(network).__name__}) has no linear '{HEAD_MODULE}' layer; "
-                "decoder models (Llama, Mistral, Qwen, ...) have one. Encoders are not supported yet."
-            )
-        # From its own generator: the same head whatever the library drew before.
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(head.weight.shape, generator=generator) * config.initializer_range
-        head.float()
-        head.weight.data.copy_(weight)
-    _refuse_random_weights(base, loading)
-    use_document_attention(network)
+        reads.drop_unread(network)
+        refuse_without_head(base, network)
+        _begin_head(network, seed)
+    _refuse_random_weights(base, loading, network, is_classifier=classes is not None)
     return network
 
 
-def _refuse_random_weights(base: Base, loading: dict[str, Any]) -> None:
-    head = f"{HEAD_MODULE}.weight"
-    missing = sorted(set(loading["missing_keys"]) - {head})
+def refuse_without_head(base: Base, network: PreTrainedModel) -> None:
+    """Raise an InputError for a network whose head is not one linear layer."""
+    if type(head_of(network)) is not nn.Linear:  # a quantised layer is a subclass
+        raise InputError(
+            f"base: {base.name} ({type(network).__name__}) has no linear {head_name(network.config)!r} layer and "
+            "cannot classify; decoder models (Llama, Mistral, Qwen, ...) have one."
+        )
+
+
+def _begin_head(network: PreTrainedModel, seed: int) -> None:
+    """Give the head its first weights, from its own generator: the same whatever the library drew before."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in head_parameters(network).values():
+        parameter.data = parameter.data.float()
+        if parameter.dim() > 1:
+            weight = torch.randn(parameter.shape, generator=generator) * network.config.initializer_range
+            parameter.data.copy_(weight)
+        else:
+            parameter.data.zero_()
+    family = encoder_of(network.config)
+    if family is not None:
+        dropout = network.get_submodule(family.dropout)
+        # Part of the head's own call, so that features which were computed before meet it in training as fresh ones.
+        head = network.get_submodule(family.head)
+        head.register_forward_pre_hook(lambda _, arguments: (dropout(arguments[0]),))
+
+
+def _refuse_random_weights(
+    base: Base, loading: dict[str, Any], network: PreTrainedModel, *, is_classifier: bool
+) -> None:
+    own = {name for name in network.state_dict() if not (is_classifier and is_heads(name))}
+    missing = sorted(set(loading["missing_keys"]) & own)
     if missing:
-        raise InputError(f"base: {base.name}: its files lack the weights {missing[0]} ({len(missing)} in all).")
-    misfits = sorted({key for key, *_ in loading["mismatched_keys"]} - {head})
+        remedy = ""
+        if ".pooler." in missing[0]:
+            remedy = " To read the first token or the mean without that layer, set pooling: first or mean."
+        elif missing[0].startswith("head."):
+            remedy = " Take the base's checkpoint with its masked language model's head."
+        raise InputError(f"base: {base.name}: its files lack the weights {missing[0]} ({len(missing)} in all).{remedy}")
+    misfits = sorted({key for key, *_ in loading["mismatched_keys"]} & own)
     if misfits:
         raise InputError(f"base: {base.name}: the weights {misfits[0]} have another shape than config.json says.")
-
-
-def backbone(network: PreTrainedModel) -> nn.Module:
-    """Return the part of the network below its head."""
-    below: nn.Module = network.base_model
-    return below

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from clinstack.errors import InputError
-from clinstack.model.base import HEAD_MODULE, Base, load_network
+from clinstack.model.base import Base, load_network
+from clinstack.model.families import DECODER_HEAD, head_name, head_of, head_parameters
 from clinstack.model.lineage import AdapterSource, find_adapter_folder, read_adapter, refuse_wrong_base
 from clinstack.model.methods.configs import LOW_RANK
 from clinstack.model.methods.place import place
 from clinstack.model.methods.placed import Placed
+from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
 
@@ -47,6 +48,7 @@ class Parts:
     task: Task | None
     dtype: str
     quantize: str
+    reads: HeadInput
 
 
 def read_sources(base: Base, adapters: Sequence[AdapterRecipe]) -> list[AdapterSource | None]:
@@ -79,7 +81,8 @@ def assemble(
     seed: int,
     dtype: str,
     quantize: str = "none",
-    head: Tensor | None = None,
+    reads: HeadInput = BY_CONVENTION,
+    head: dict[str, Tensor] | None = None,
     head_in: str | None = None,
 ) -> Parts:
     """Load a base, put its adapters in, and its head on top.
@@ -88,8 +91,10 @@ def assemble(
     ----------
     adapters, sources : sequences
         From the base upwards; a source is None for a new adapter.
-    head : Tensor, optional
-        Weights of the classifier, shape [classes, hidden]; by ``seed`` without them.
+    reads : HeadInput
+        What of the base the head reads.
+    head : dict of str to Tensor, optional
+        The head's tensors by their names in the network; by ``seed`` without them.
     head_in : str, optional
         The folder that a saved stack has its head in.
 
@@ -103,7 +108,12 @@ def assemble(
     # A fully fine-tuned base is float32 as its files are; computing in another dtype is then a matter of autocast.
     weights = "float32" if "full" in methods and quantize == "none" else dtype
     network = load_network(
-        base, classes=classes, dtype=weights, seed=derived_seed(seed, HEAD_MODULE), quantize=quantize
+        base,
+        classes=classes,
+        dtype=weights,
+        seed=derived_seed(seed, DECODER_HEAD),
+        quantize=quantize,
+        reads=reads,
     )
     _refuse_names_of_modules(network, adapters)
     placed: list[Placed] = []
@@ -111,18 +121,19 @@ def assemble(
     for adapter, source, method in zip(adapters, sources, methods, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, adapter.name))
-            placed.append(place(adapter, source, network, base, placed, classes, quantize))
+            placed.append(place(adapter, source, network, base, placed, classes, quantize, reads))
         made_here = head_in == adapter.name if head_in else source is None or method == "full"
         carries_head = task is not None and adapter is adapters[-1] and made_here and method in (*LOW_RANK, "full")
         verified = source is None or source.verified
         records.append(Adapter(adapter.name, method, adapter.is_trainable, verified, carries_head))
-        if task is not None and isinstance(getattr(network, HEAD_MODULE), LoraLayer):
+        if task is not None and isinstance(head_of(network), LoraLayer):
             raise InputError(
-                f"adapters: {adapter.name!r} adapts the head {HEAD_MODULE!r} too; a stack trains it whole."
+                f"adapters: {adapter.name!r} adapts the head {head_name(network.config)!r} too; a stack trains it "
+                "whole."
             )
     if head is not None:
         _copy_head(network, head)
-    return Parts(base, network, tuple(placed), tuple(records), task, dtype, quantize)
+    return Parts(base, network, tuple(placed), tuple(records), task, dtype, quantize, reads)
 
 
 def derived_seed(seed: int, name: str) -> int:
@@ -149,9 +160,14 @@ def _refuse_names_of_modules(network: PreTrainedModel, adapters: Sequence[Adapte
             )
 
 
-def _copy_head(network: PreTrainedModel, head: Tensor) -> None:
-    layer: Any = cast(nn.Linear, getattr(network, HEAD_MODULE))
-    if layer.weight.shape != head.shape:
-        raise InputError(f"The head has {head.shape[0]} outputs; the task has {layer.weight.shape[0]} classes.")
+def _copy_head(network: PreTrainedModel, head: dict[str, Tensor]) -> None:
+    own = head_parameters(network)
+    if own.keys() != head.keys():
+        raise InputError(f"The head has the tensors {', '.join(head)}; that of the base has {', '.join(own)}.")
     with torch.no_grad():
-        layer.weight.copy_(head)
+        for name, parameter in own.items():
+            if parameter.shape != head[name].shape:
+                raise InputError(
+                    f"The head has {head[name].shape[0]} outputs; the task has {parameter.shape[0]} classes."
+                )
+            parameter.copy_(head[name])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clinstack.model.base import EMBEDDED, HEAD_MODULE, Base
+from clinstack.model.base import EMBEDDED_FOLDERS, Base
+from clinstack.model.families import DECODER_HEAD
 from clinstack.model.lineage import HEAD_KEY
 from clinstack.model.methods.configs import VIRTUAL
 from clinstack.tasks import Task
@@ -98,7 +99,7 @@ def _opening(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Tas
     if beside:
         code += [
             "from safetensors.torch import load_file",
-            f"model.{HEAD_MODULE}.weight.data = load_file('head/head.safetensors')['{HEAD_KEY}']",
+            f"model.{DECODER_HEAD}.weight.data = load_file('head/head.safetensors')['{HEAD_KEY}']",
         ]
     first, *rest = (other.name for other in above)
     code += ["from peft import PeftConfig, PeftModel", f"config = PeftConfig.from_pretrained('{first}')"]
@@ -118,8 +119,8 @@ def _open_base(base: Base, full: Adapter | None, task: Task | None) -> list[str]
     code = []
     if full:
         code.append(f"base = '{full.name}'")
-    elif base.name == EMBEDDED:
-        code += ["import clinstack.model.base", "base = clinstack.model.base.EMBEDDED_FOLDER"]
+    elif base.name in EMBEDDED_FOLDERS:
+        code += ["import clinstack.model.base", f"base = clinstack.model.base.EMBEDDED_FOLDERS['{base.name}']"]
     else:
         code.append(f"base = {base.name!r}")
     model_class = "AutoModelForSequenceClassification" if task else "AutoModelForCausalLM"

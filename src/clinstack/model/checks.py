@@ -73,9 +73,9 @@ def check_trainable(stack: Stack) -> None:
 def check_float32(stack: Stack) -> None:
     """Invariant 5: adapters and head are float32 whatever the base's dtype."""
     owned = {name for adapter in stack.adapters for name in stack.placed(adapter.name).parameter_names()}
+    head = stack.head_parameters()
     for name, parameter in stack.network.named_parameters():
-        is_head = stack.task is not None and parameter is stack.head.weight
-        if (name in owned or is_head) and parameter.dtype != torch.float32:
+        if (name in owned or name in head) and parameter.dtype != torch.float32:
             raise StackError(f"{name} is {parameter.dtype}; adapters and head must be float32.")
 
 

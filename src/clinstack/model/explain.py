@@ -38,7 +38,7 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     yield f"[bold]Base[/] {stack.base.name}  {stack.base.fingerprint}  loaded as {held}"
     if stack.task is not None:
         yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
-        yield f"[bold]Head[/] {tensors_hash({'head': stack.head.weight})}  {stack.head.weight.dtype}"
+        yield f"[bold]Head[/] {tensors_hash({**stack.head_parameters()})}  {stack.head.weight.dtype}"
     yield f"[bold]Parameters[/] {summary['parameters']:,}, of them trainable {summary['trainable_parameters']:,}"
     changes = effects(stack)
     yield _adapters_table(stack, changes)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.model.base import HEAD_MODULE, Base
+from clinstack.model.base import Base
+from clinstack.model.families import DECODER_HEAD, HEAD_MODULES, is_heads
 from clinstack.model.methods.configs import method_of
 from clinstack.recipe.adapters import METHODS
 
@@ -23,10 +24,10 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 ENCODER_FILE = "encoder.safetensors"
 """What computes virtual tokens while they train, beside the file that plain PEFT reads."""
-HEAD_KEY = f"base_model.model.{HEAD_MODULE}.weight"
-"""Where PEFT keeps a classifier head in an adapter's file."""
-FULL_HEAD_KEY = f"{HEAD_MODULE}.weight"
-"""Where transformers keeps it in a model's file."""
+PEFT_PREFIX = "base_model.model."
+"""What PEFT writes before a network's names in an adapter's file."""
+HEAD_KEY = f"{PEFT_PREFIX}{DECODER_HEAD}.weight"
+"""Where PEFT keeps a decoder's classifier head in an adapter's file."""
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -67,7 +68,8 @@ class StackedOn:
 class AdapterSource:
     """An adapter as it was read from disk, in float32.
 
-    ``config`` is None for a fully fine-tuned model, which PEFT has no configuration for. ``encoder`` is there where
+    ``config`` is None for a fully fine-tuned model, which PEFT has no configuration for. ``head`` has the names of the
+    network. ``encoder`` is there where
     virtual tokens were saved with the network that computes them. ``stacked_on`` is None for a plain PEFT folder
     without clinstack's record: its base cannot be verified, and ``verified`` stays false when a stack with such an
     adapter is saved and read again.
@@ -77,7 +79,7 @@ class AdapterSource:
     config: PeftConfig | None
     weights: dict[str, torch.Tensor]
     encoder: dict[str, torch.Tensor] | None
-    head: torch.Tensor | None
+    head: dict[str, torch.Tensor] | None
     stacked_on: StackedOn | None
     verified: bool
 
@@ -159,7 +161,7 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
     if is_model_folder(folder):
         method, config, encoder = "full", None, None
         tensors = _read_shards(folder, key)
-        head = tensors.pop(FULL_HEAD_KEY, None)
+        head = pop_head(tensors)
     else:
         if not (folder / WEIGHTS_FILE).is_file():
             raise InputError(f"{key}: {folder} has no {WEIGHTS_FILE} (pickled adapters are not opened).")
@@ -167,7 +169,7 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
             raise InputError(f"{key}: {folder} has no {CONFIG_FILE}.")
         config, method = _read_config(folder, key)
         tensors = _read_file(folder / WEIGHTS_FILE, key)
-        head = tensors.pop(HEAD_KEY, None)
+        head = pop_head(tensors, PEFT_PREFIX)
         encoder = _read_file(folder / ENCODER_FILE, key) if (folder / ENCODER_FILE).is_file() else None
     stacked_on, verified = None, False
     if (folder.parent / "stack.json").is_file():
@@ -179,6 +181,19 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
                 if (item.get("encoder") or None) != (tensors_hash(encoder) if encoder else None):
                     raise InputError(f"{key}: the encoder in {folder} is not the one that stack.json records.")
     return AdapterSource(method, config, tensors, encoder, head, stacked_on, verified)
+
+
+def pop_head(tensors: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor] | None:
+    """Take a classifier head out of a file's tensors; None where there is none. The names are the network's."""
+    head = {key.removeprefix(prefix): tensors[key] for key in tensors if is_heads(key.removeprefix(prefix))}
+    for key in head:
+        del tensors[prefix + key]
+    return head or None
+
+
+def head_keys(head: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a head's tensors under the names that they have in an adapter's file."""
+    return {PEFT_PREFIX + name: tensor for name, tensor in head.items()}
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -216,7 +231,7 @@ def _read_config(folder: Path, key: str) -> tuple[PeftConfig, str]:
     method = method_of(config)
     if method is None:
         raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold {', '.join(METHODS)}.")
-    foreign = sorted(set(getattr(config, "modules_to_save", None) or []) - {HEAD_MODULE, "classifier"})
+    foreign = sorted(set(getattr(config, "modules_to_save", None) or []) - set(HEAD_MODULES))
     if foreign:
         raise InputError(f"{key}: {folder} brings its own copy of {foreign[0]}; a stack leaves the base as it is.")
     if getattr(config, "bias", "none") != "none":

@@ -11,22 +11,25 @@ from torch import Tensor
 
 from clinstack import __version__
 from clinstack.errors import InputError
-from clinstack.files import replacing_directory, write_json, write_text
-from clinstack.model.base import HEAD_MODULE, find_base
+from clinstack.files import read_json, replacing_directory, write_json, write_text
+from clinstack.model.base import find_base
 from clinstack.model.building import Adapter, Parts, assemble
 from clinstack.model.card import adapter_card
 from clinstack.model.lineage import (
     CONFIG_FILE,
     ENCODER_FILE,
-    HEAD_KEY,
+    PEFT_PREFIX,
     WEIGHTS_FILE,
     AdapterSource,
+    head_keys,
+    pop_head,
     read_adapter,
     refuse_wrong_base,
     tensors_hash,
 )
 from clinstack.model.methods.configs import VIRTUAL
 from clinstack.model.methods.full import Full
+from clinstack.model.pooling import HeadInput
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 HEAD_FOLDER = "head"
 HEAD_FILE = "head.safetensors"
+CALIBRATION_FILE = "calibration.json"
+"""How a classifier's scores become probabilities; beside ``stack.json``, where it was fitted."""
 
 
 def save_stack(stack: Stack, folder: Path) -> None:
@@ -68,7 +73,9 @@ def save_stack(stack: Stack, folder: Path) -> None:
             _save_adapter(stack, temporary / adapter.name, adapter, tensors, encoder)
         if stack.task is not None and head_in == HEAD_FOLDER:
             (temporary / HEAD_FOLDER).mkdir()
-            save_file(_contiguous({HEAD_KEY: stack.head.weight}), temporary / HEAD_FOLDER / HEAD_FILE)
+            save_file(_contiguous(head_keys(stack.head_parameters())), temporary / HEAD_FOLDER / HEAD_FILE)
+        if stack.calibration is not None:
+            write_json(temporary / CALIBRATION_FILE, stack.calibration)
         write_json(
             temporary / "stack.json",
             {
@@ -81,11 +88,13 @@ def save_stack(stack: Stack, folder: Path) -> None:
                     "quantize": stack.quantize,
                 },
                 "adapters": entries,
-                "head": {"folder": head_in, "weights": tensors_hash({HEAD_KEY: stack.head.weight})}
+                "head": {"folder": head_in, "weights": tensors_hash(head_keys(stack.head_parameters()))}
                 if stack.task
                 else None,
                 "task": stack.task.to_dict() if stack.task else None,
                 **stack.reading.to_dict(),
+                "pooling": stack.reads.pooling,
+                "layer": stack.layer,
                 **({} if stack.task else {"max_tokens": stack.max_tokens}),
                 "probe": probe_output(stack).tolist(),
             },
@@ -98,7 +107,7 @@ def _save_adapter(
     folder.mkdir()
     placed = stack.placed(adapter.name)
     if isinstance(placed, Full):
-        head = stack.head.weight.detach() if adapter.carries_head else None
+        head = stack.head_parameters() if adapter.carries_head else {}
         placed.save(folder, tensors, head, stack.tokenizer.pad_token_id)
     else:
         config = placed.config()
@@ -115,8 +124,9 @@ def _save_adapter(
             values["task_type"] = "CAUSAL_LM"  # plain PEFT runs virtual tokens in the wrapper of a task only
         if adapter.carries_head:
             values["task_type"] = "SEQ_CLS"
-            values["modules_to_save"] = [HEAD_MODULE]
-            contents |= _contiguous({HEAD_KEY: stack.head.weight})
+            head = stack.head_parameters()
+            values["modules_to_save"] = sorted({name.split(".", 1)[0] for name in head})
+            contents |= _contiguous(head_keys(head))
         write_json(folder / CONFIG_FILE, _plain(values))
         save_file(contents, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         if encoder:
@@ -158,17 +168,38 @@ def load_parts(folder: Path, record: dict[str, Any], base: str | None, dtype: st
         seed=0,
         dtype=dtype or record["base"]["dtype"],
         quantize=quantize or record["base"].get("quantize", "none"),
+        reads=HeadInput(record.get("pooling", "auto"), record.get("layer")),
         head=_read_head(folder, record, sources) if record["head"] else None,
         head_in=record["head"]["folder"] if record["head"] else None,
     )
 
 
-def _read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource]) -> Tensor:
+def read_calibration(folder: Path) -> dict[str, Any] | None:
+    """Return what a stack's folder says of calibration; None where it was not fitted.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    file = folder / CALIBRATION_FILE
+    if not file.is_file():
+        return None
+    try:
+        values = read_json(file)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} is damaged; evaluate the Run again, or remove it to go without calibration.")
+    return values
+
+
+def _read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource]) -> dict[str, Tensor]:
     place = record["head"]["folder"]
     if place == HEAD_FOLDER:
         try:
-            head: Tensor | None = load_file(folder / HEAD_FOLDER / HEAD_FILE)[HEAD_KEY]
-        except (OSError, KeyError, SafetensorError):
+            head = pop_head(load_file(folder / HEAD_FOLDER / HEAD_FILE), PEFT_PREFIX)
+        except (OSError, SafetensorError):
             head = None
         place = f"{HEAD_FOLDER}/{HEAD_FILE}"
     else:
@@ -176,7 +207,7 @@ def _read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource
         head = sources[names.index(place)].head if place in names else None
     if head is None:
         raise InputError(f"{folder}: the head in {place} is missing or damaged.")
-    if tensors_hash({HEAD_KEY: head}) != record["head"]["weights"]:
+    if tensors_hash(head_keys(head)) != record["head"]["weights"]:
         raise InputError(f"{folder}: the head is not the one that stack.json records.")
     return head
 

@@ -2,7 +2,7 @@
 
 ::
 
-    logits ── head (float32) ── pooled last real token
+    logits ── head (float32) ── what the head reads: a decoder's last real token, an encoder's first or the mean
                                         │
     layer:   W x  +  clinical: B1 A1 x  +  task: B2 A2 x      every adapter is active in every forward pass
              ▲            ▲                     ▲
@@ -27,15 +27,17 @@ from torch import Tensor, nn
 
 from clinstack.errors import InputError
 from clinstack.model.attention import attends_by_document, boundaries_mask
-from clinstack.model.base import EMBEDDED, HEAD_MODULE, backbone, find_base, load_tokenizer
+from clinstack.model.base import EMBEDDED, find_base, load_tokenizer
 from clinstack.model.building import Parts, assemble, count_numbers, read_sources
+from clinstack.model.families import backbone, encoder_of, head_of, head_parameters
 from clinstack.model.lineage import StackedOn, read_stack_record, stack_folder, tensors_hash
 from clinstack.model.methods.adalora import RankBudget
 from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
 from clinstack.model.methods.placed import Placed
 from clinstack.model.methods.virtual_tokens import VirtualTokens
+from clinstack.model.pooling import HeadInput, pool
 from clinstack.model.reading import Reading
-from clinstack.model.saving import load_parts, save_stack
+from clinstack.model.saving import load_parts, read_calibration, save_stack
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
 
@@ -61,6 +63,10 @@ class Stack:
         The context that a language model was trained with.
     reading : Reading
         What a classifier reads of a note.
+    reads : HeadInput
+        What of the base the head reads, as the recipe says it; `pooling` and `layer` are what that comes to.
+    calibration : dict or None
+        How scores become probabilities, fitted on validation notes.
     """
 
     def __init__(self, parts: Parts, max_tokens: int = 512) -> None:
@@ -73,6 +79,8 @@ class Stack:
         self.quantize = parts.quantize
         self.max_tokens = max_tokens
         self.reading = Reading()
+        self.reads = parts.reads
+        self.calibration: dict[str, Any] | None = None
         self._placed = parts.placed
         self.settle()
 
@@ -88,13 +96,15 @@ class Stack:
         seed: int = 0,
         dtype: str = "float32",
         quantize: str = "none",
+        pooling: str = "auto",
+        layer: int | None = None,
     ) -> Stack:
         """Build a stack from a spec and assert its invariants.
 
         Parameters
         ----------
         base : str
-            ``embedded``, a local folder, or a hub id.
+            ``embedded``, ``embedded-encoder``, a local folder, or a hub id.
         adapters : sequence of AdapterRecipe
             From the base upwards; each new, or read from a path.
         task : Task, optional
@@ -105,6 +115,10 @@ class Stack:
             Of the base's weights.
         quantize : {"none", "8bit", "4bit"}
             Of the base's linear layers.
+        pooling : {"auto", "last", "first", "mean"}
+            What the head reads of a text's tokens; by the convention of the base's family when ``auto``.
+        layer : int, optional
+            The base's layer, from 1, whose output the head reads; those above are neither loaded nor computed.
 
         Raises
         ------
@@ -115,7 +129,16 @@ class Stack:
         """
         found = find_base(base)
         sources = read_sources(found, adapters)
-        parts = assemble(found, adapters, sources, task, seed=seed, dtype=dtype, quantize=quantize)
+        parts = assemble(
+            found,
+            adapters,
+            sources,
+            task,
+            seed=seed,
+            dtype=dtype,
+            quantize=quantize,
+            reads=HeadInput(pooling, layer),
+        )
         return cls._checked(parts)
 
     @classmethod
@@ -143,6 +166,7 @@ class Stack:
         parts = load_parts(folder, record, base, dtype, quantize)
         stack = cls._checked(parts)
         stack.max_tokens, stack.reading = record["max_tokens"], Reading.from_dict(record)
+        stack.calibration = read_calibration(folder)
         if (parts.dtype, parts.quantize) == (record["base"]["dtype"], record["base"].get("quantize", "none")):
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()
@@ -171,7 +195,7 @@ class Stack:
     def _trainable_names(self) -> list[str]:
         """Names of the tensors that the spec calls trainable."""
         names = [name for adapter in self._placed if adapter.trainable for name in adapter.parameter_names()]
-        return [*names, f"{HEAD_MODULE}.weight"] if self.task is not None else names
+        return [*names, *self.head_parameters()] if self.task is not None else names
 
     # ------------------------------------------------------------------ looking inside
 
@@ -215,10 +239,32 @@ class Stack:
 
     @property
     def head(self) -> nn.Linear:
-        """The classifier. Only a stack with a task has one."""
+        """The classifier's final layer. Only a stack with a task has one.
+
+        Where the family drops out features before it, that is part of its call in training.
+        """
         if self.task is None:
             raise InputError("This stack is a causal language model; it has no classifier head.")
-        return cast(nn.Linear, getattr(self.network, HEAD_MODULE))
+        return cast(nn.Linear, head_of(self.network))
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all tensors of the head by name: weights, biases, and those of a new layer before the final one."""
+        return head_parameters(self.network) if self.task is not None else {}
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether every token sees the whole text."""
+        return encoder_of(self.network.config) is not None
+
+    @property
+    def pooling(self) -> str:
+        """What the head reads of a text's tokens: "last", "first" or "mean"."""
+        return self.reads.kind(self.network.config)
+
+    @property
+    def layer(self) -> int | None:
+        """The base's layer whose output is read; None where all are computed."""
+        return self.reads.layer
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return exactly the tensors that the spec calls trainable, by name."""
@@ -254,12 +300,14 @@ class Stack:
 
     @property
     def backbone_is_frozen(self) -> bool:
-        """Whether only the head trains, so that pooled features never change."""
-        return not any(adapter.trainable for adapter in self.adapters)
+        """Whether only the head's final layer trains, so that what it reads never changes."""
+        in_head = {id(parameter) for parameter in self.head.parameters()} if self.task is not None else set()
+        return all(id(parameter) in in_head for parameter in self.trainable_parameters().values())
 
     def adapter_tensors(self, name: str) -> dict[str, Tensor]:
         """Return an adapter's weights under the names that PEFT (or transformers) gives them in files."""
-        return self.placed(name).tensors()
+        placed = self.placed(name)
+        return {**placed.tensors(), **placed.idle}
 
     def stacked_on(self, name: str) -> StackedOn:
         """Return what lies beneath an adapter now."""
@@ -286,8 +334,13 @@ class Stack:
     # ------------------------------------------------------------------ computing
 
     def train(self) -> None:
-        """Switch to training mode (dropout of trainable adapters on)."""
+        """Switch to training mode: dropout of trainable adapters, of the head, and of a body in which something trains.
+
+        A body that is read as it is gives the same features in each epoch, computed once or anew.
+        """
         self.network.train()
+        if self.task is not None and not any(adapter.trainable for adapter in self.adapters):
+            backbone(self.network).eval()
 
     def eval(self) -> None:
         """Switch to evaluation mode."""
@@ -313,21 +366,32 @@ class Stack:
             return virtual.hidden_states(input_ids, attention_mask, position_ids)
         if attention_mask is None and position_ids is not None and attends_by_document(self.network):
             attention_mask = boundaries_mask(position_ids)
+        options: dict[str, Any] = {"use_cache": False}
+        family = encoder_of(self.network.config)
+        if family is not None:
+            options = {}
+            if family.offset_positions and position_ids is not None:
+                position_ids = position_ids + self.network.config.pad_token_id + 1
         output: Any = backbone(self.network)(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **options
         )
         return cast(Tensor, output.last_hidden_state)
 
+    def features_from(self, pooled: Tensor) -> Tensor:
+        """Return what the head reads of pooled hidden states, float32, shape [rows, features].
+
+        What the family has between the two: BERT's pooler, ModernBERT's head block, nothing in decoders.
+        """
+        family = encoder_of(self.network.config)
+        return pooled if family is None else family.between(self.network, pooled).float()
+
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the hidden state of each row's last real token in float32, shape [rows, hidden].
+        """Return what the head reads in float32, shape [rows, features].
 
         By the mask and not by the padding token's id: right whatever the padding side, and when padding and end token
         are the same.
         """
-        hidden = self.hidden_states(input_ids, attention_mask)
-        width = attention_mask.shape[1]
-        last = width - 1 - attention_mask.flip(1).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+        return self.features_from(pool(self.hidden_states(input_ids, attention_mask), attention_mask, self.pooling))
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class logits in float32, shape [rows, classes]."""

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -27,10 +26,12 @@ from transformers.utils import logging as transformers_logging
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.model.base import HEAD_MODULE, Base, locate_base
+from clinstack.model.base import Base, locate_base, refuse_unknown_architecture, refuse_without_head
 from clinstack.model.config import is_quantised, load_config
-from clinstack.model.lineage import CONFIG_FILE, HEAD_KEY, find_adapter_folder
+from clinstack.model.families import encoder_of, head_parameters, is_heads
+from clinstack.model.lineage import CONFIG_FILE, PEFT_PREFIX, find_adapter_folder
 from clinstack.model.methods import adapter_config
+from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import refuse_quantizing
 from clinstack.model.tokenizer import tokenizer_repairs
 from clinstack.recipe import AdapterRecipe, FinetuneRecipe, PretrainRecipe, TrainingStageRecipe
@@ -106,7 +107,10 @@ def check_support(recipe: TrainingStageRecipe, classes: int | None = None) -> Su
     base = locate_base(recipe.base)
     config = load_config(base)
     refuse_quantizing(base, config, recipe.quantize)
-    network = _on_meta(base, config, classes)
+    reads = HeadInput(recipe.pooling, recipe.layer) if isinstance(recipe, FinetuneRecipe) else BY_CONVENTION
+    refuse_unknown_architecture(base, config, classes)
+    reads.keep_layers(base.name, config)
+    network = _on_meta(base, config, classes, reads)
     if recipe.training.gradient_checkpointing:
         _refuse_checkpointing(recipe, base, network)
     parts = []
@@ -117,20 +121,18 @@ def check_support(recipe: TrainingStageRecipe, classes: int | None = None) -> Su
             continue
         if adapter.method == "full" and (recipe.quantize != "none" or is_quantised(config)):
             raise InputError(f"{key}: full fine-tuning needs the base's own weights; set quantize: none, or use lora.")
-        parts.append(_new_part(adapter, key, base, config, classes))
+        parts.append(_new_part(adapter, key, base, config, classes, reads))
     _refuse_long_rows(recipe, base, config)
     if classes is not None:
-        head = int(getattr(network, HEAD_MODULE).weight.numel())
+        head = sum(parameter.numel() for parameter in head_parameters(network).values())
         parts.append(Part("head", f"{classes} outputs", head, True))
     below = _size_below_head(network, classes)
     notes = (*tokenizer_repairs(base), *_notes(recipe, network))
     return Support(base, type(network).__name__, below, tuple(parts), notes)
 
 
-def _on_meta(base: Base, config: PreTrainedConfig, classes: int | None) -> PreTrainedModel:
+def _on_meta(base: Base, config: PreTrainedConfig, classes: int | None, reads: HeadInput) -> PreTrainedModel:
     """Build the architecture without memory."""
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", True) is False:
-        raise InputError(f"base: {base.name} ({config.model_type}) is an encoder; clinstack stacks are decoders.")
     if classes is not None:
         config.num_labels = classes
     kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
@@ -144,11 +146,9 @@ def _on_meta(base: Base, config: PreTrainedConfig, classes: int | None) -> PreTr
         raise InputError(f"base: {base.name}: {str(error).strip().splitlines()[0]}") from None
     finally:
         transformers_logging.set_verbosity(before)
-    if classes is not None and not isinstance(getattr(network, HEAD_MODULE, None), nn.Linear):
-        raise InputError(
-            f"base: {base.name} ({type(network).__name__}) has no linear {HEAD_MODULE!r} layer and cannot classify; "
-            "decoder models (Llama, Mistral, Qwen, ...) have one."
-        )
+    if classes is not None:
+        reads.drop_unread(network)
+        refuse_without_head(base, network)
     return network
 
 
@@ -164,9 +164,11 @@ def _refuse_checkpointing(recipe: TrainingStageRecipe, base: Base, network: PreT
             )
 
 
-def _new_part(adapter: AdapterRecipe, key: str, base: Base, config: PreTrainedConfig, classes: int | None) -> Part:
+def _new_part(
+    adapter: AdapterRecipe, key: str, base: Base, config: PreTrainedConfig, classes: int | None, reads: HeadInput
+) -> Part:
     """Count a new adapter's parameters by putting it on the architecture, which also refuses one that does not fit."""
-    network = _on_meta(base, config, classes)
+    network = _on_meta(base, config, classes, reads)
     if adapter.method == "full":
         return Part(adapter.name, "full: the base's own weights", _size_below_head(network, classes), True)
     # The text of a prompt decides its first values, not its size.
@@ -182,8 +184,9 @@ def _new_part(adapter: AdapterRecipe, key: str, base: Base, config: PreTrainedCo
 
 
 def _size_below_head(network: PreTrainedModel, classes: int | None) -> int:
-    head = 0 if classes is None else int(getattr(network, HEAD_MODULE).weight.numel())
-    return sum(parameter.numel() for parameter in network.parameters()) - head
+    return sum(
+        parameter.numel() for name, parameter in network.named_parameters() if classes is None or not is_heads(name)
+    )
 
 
 def _described(adapter: AdapterRecipe) -> str:
@@ -207,7 +210,8 @@ def _read_part(adapter: AdapterRecipe, key: str) -> Part:
         if file.stem == ENCODER:
             continue
         with safe_open(file, framework="pt") as opened:
-            count += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys() if name != HEAD_KEY)  # noqa: SIM118
+            names = [name for name in opened.keys() if not is_heads(name.removeprefix(PEFT_PREFIX))]  # noqa: SIM118
+            count += sum(prod(opened.get_slice(name).get_shape()) for name in names)
     return Part(adapter.name, f"from {adapter.path}", count, adapter.is_trainable)
 
 
@@ -216,6 +220,9 @@ def _refuse_long_rows(recipe: TrainingStageRecipe, base: Base, config: PreTraine
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     if most is None:
         return
+    family = encoder_of(config)
+    if family is not None and family.offset_positions:
+        most -= config.pad_token_id + 1
     if isinstance(recipe, PretrainRecipe):
         key, length = "context", recipe.context
     elif isinstance(recipe, FinetuneRecipe):

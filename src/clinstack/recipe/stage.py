@@ -20,7 +20,7 @@ class StageRecipe(Section):
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     @property
-    def seeds(self) -> dict[str, int]:
+    def seeds_by_use(self) -> dict[str, int]:
         """Every seed that the stage uses, by what it is for."""
         return {"evaluation": self.evaluation.seed}
 
@@ -29,7 +29,7 @@ class TrainingStageRecipe(StageRecipe):
     """What every training stage has."""
 
     base: str = "embedded"
-    """``embedded``, a local folder, or a hub id."""
+    """``embedded``, ``embedded-encoder``, a local folder, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the base; adapters and head are float32 whatever this says."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
@@ -38,9 +38,9 @@ class TrainingStageRecipe(StageRecipe):
     training: TrainingRecipe = TrainingRecipe()
 
     @property
-    def seeds(self) -> dict[str, int]:
+    def seeds_by_use(self) -> dict[str, int]:
         """Every seed that the stage uses, by what it is for."""
-        return {"training": self.training.seed, **super().seeds}
+        return {"training": self.training.seed, **super().seeds_by_use}
 
     @model_validator(mode="after")
     def _names_differ(self) -> TrainingStageRecipe:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from clinstack.errors import InputError
-from clinstack.model.base import backbone
+from clinstack.model.families import backbone, encoder_of, layers_of, projection_names
 from clinstack.recipe import AdapterRecipe
 
 LOW_RANK = ("lora", "dora", "rslora", "adalora")
@@ -29,9 +29,11 @@ VIRTUAL = ("prefix", "prompt", "p_tuning")
 
 
 def linear_names(network: PreTrainedModel) -> list[str]:
-    """Return the last parts of the names of all linear layers below the head, also of those that carry adapters."""
+    """Return the last parts of the names of all linear layers that adapters may be on, also where they are."""
     names = set()
-    for name, module in backbone(network).named_modules():
+    # Of an encoder its layers only: what is above them is read as the family has it.
+    below = layers_of(network)[1] if encoder_of(network.config) else backbone(network)
+    for name, module in below.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
             names.add(name.removesuffix(".base_layer").rsplit(".", 1)[-1])
     return sorted(names)
@@ -52,6 +54,15 @@ def method_of(config: PeftConfig) -> str | None:
     return kinds.get(type(config))
 
 
+def refuse_method(name: str, method: str, network: PreTrainedModel) -> None:
+    """Raise an InputError for a method that the base's family cannot carry."""
+    if encoder_of(network.config) is not None and method not in (*LOW_RANK, "full"):
+        raise InputError(
+            f"adapters.{name}.method: {method} is for decoders, and {network.config.model_type} is an encoder; use "
+            f"{', '.join(LOW_RANK)} or full."
+        )
+
+
 def adapter_config(adapter: AdapterRecipe, network: PreTrainedModel, tokenizer: Path | None = None) -> PeftConfig:
     """Return a new PEFT configuration for a new adapter of any method but ``full``.
 
@@ -68,6 +79,7 @@ def adapter_config(adapter: AdapterRecipe, network: PreTrainedModel, tokenizer: 
     InputError
         If a target module is not in the base, or the base cannot carry the method.
     """
+    refuse_method(adapter.name, adapter.method, network)
     if adapter.method in LOW_RANK:
         return _low_rank_config(adapter, network)
     if adapter.method == "adaption_prompt":
@@ -100,6 +112,9 @@ def _low_rank_config(adapter: AdapterRecipe, network: PreTrainedModel) -> LoraCo
         "target_modules": targets,
         "bias": "none",
     }
+    outside = _outside_layers(network, targets)
+    if outside:
+        shared["exclude_modules"] = outside
     if adapter.method == "adalora":
         return AdaLoraConfig(
             **shared,
@@ -134,7 +149,11 @@ def _targets(adapter: AdapterRecipe, network: PreTrainedModel) -> list[str]:
     key = f"adapters.{adapter.name}.target_modules"
     embeddings = _last_name(network, network.get_input_embeddings())
     output = _last_name(network, network.get_output_embeddings())
-    for target in adapter.target_modules:
+    names = projection_names(network.config)
+    targets = list(
+        dict.fromkeys(target if target in known else names.get(target, target) for target in adapter.target_modules)
+    )
+    for target in targets:
         if target == embeddings and adapter.method == "adalora":
             raise InputError(f"{key}: AdaLoRA has no form for embeddings; use lora, dora or rslora for {target!r}.")
         if target in known or target == embeddings:
@@ -146,7 +165,22 @@ def _targets(adapter: AdapterRecipe, network: PreTrainedModel) -> list[str]:
             )
         present = ", ".join([*known, *filter(None, [embeddings])])
         raise InputError(f"{key}: the base has no {target!r}; it has {present}.")
-    return list(adapter.target_modules)
+    return targets
+
+
+def _outside_layers(network: PreTrainedModel, targets: list[str]) -> list[str]:
+    """Return an encoder's linear layers outside of its transformer layers that are called like a target.
+
+    BERT's pooler and RoBERTa's head have a layer ``dense`` each, as the transformer layers have.
+    """
+    if encoder_of(network.config) is None:
+        return []
+    layers = layers_of(network)[0]
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in targets and not name.startswith(f"{layers}.")
+    ]
 
 
 def _last_name(network: PreTrainedModel, wanted: nn.Module | None) -> str | None:

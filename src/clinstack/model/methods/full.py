@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from clinstack.errors import InputError
 from clinstack.model.base import Base, load_network
-from clinstack.model.lineage import FULL_HEAD_KEY
+from clinstack.model.families import is_heads
 from clinstack.model.methods.names import is_adapters, plain_name
 from clinstack.model.methods.placed import Placed
+from clinstack.model.pooling import HeadInput
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
@@ -32,14 +33,23 @@ class Full(Placed):
         Whose weights they were; read again when the adapter is switched off.
     """
 
-    def __init__(self, name: str, trainable: bool, network: PreTrainedModel, base: Base, classes: int | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        trainable: bool,
+        network: PreTrainedModel,
+        base: Base,
+        classes: int | None,
+        reads: HeadInput,
+    ) -> None:
         super().__init__(name, "full", trainable, network)
         self.base = base
         self._classes = classes
+        self._reads = reads
 
     def owns(self, parameter: str) -> bool:
         """Whether the network's parameter of that name is this adapter's."""
-        is_head = self._classes is not None and parameter == FULL_HEAD_KEY
+        is_head = self._classes is not None and is_heads(parameter)
         return not is_head and not is_adapters(parameter)
 
     def config(self) -> None:
@@ -79,7 +89,7 @@ class Full(Placed):
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Compute with the base's weights as they were, read again from its folder, for a while."""
-        original = load_network(self.base, classes=self._classes, dtype="float32", seed=0)
+        original = load_network(self.base, classes=self._classes, dtype="float32", seed=0, reads=self._reads)
         before = original.state_dict()
         own = self._own()
         kept = {key: tensor.data for key, tensor in own.items()}
@@ -91,15 +101,15 @@ class Full(Placed):
             for key, tensor in own.items():
                 tensor.data = kept[key]
 
-    def save(self, folder: Path, tensors: dict[str, Tensor], head: Tensor | None, padding: int | None) -> None:
+    def save(self, folder: Path, tensors: dict[str, Tensor], head: Mapping[str, Tensor], padding: int | None) -> None:
         """Write the model as transformers opens it, with the base's tokenizer; with ``head``, as a classifier."""
         contents = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         config: Any = copy.deepcopy(self.network.config)
         config.use_cache = True
         config.architectures = [type(self.network).__name__]
         config.dtype = "float32"
-        if head is not None:
-            contents[FULL_HEAD_KEY] = head.cpu().contiguous()
+        if head:
+            contents |= {name: tensor.detach().cpu().contiguous() for name, tensor in head.items()}
             config.pad_token_id = padding
         save_torch_state_dict(contents, folder, metadata={"format": "pt"}, safe_serialization=True)
         config.save_pretrained(folder)

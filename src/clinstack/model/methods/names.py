@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from clinstack.model.families import layers_of
+from clinstack.model.lineage import PEFT_PREFIX
+from clinstack.model.pooling import HeadInput
 
 VIRTUAL_TOKENS = "virtual_tokens"
 """Name of the network's part that holds virtual tokens."""
@@ -38,3 +45,21 @@ def plain_name(name: str, network: nn.Module) -> str:
     for attention in adapted_attentions(network):
         name = name.replace(f"{attention}.model.", f"{attention}.")
     return name
+
+
+def idle_tensors(weights: Mapping[str, Tensor], network: PreTrainedModel, reads: HeadInput) -> dict[str, Tensor]:
+    """Return the weights of an adapter, named as in its file, for what the stack does not compute.
+
+    That is every layer above the one that the head reads, and a pooler that an explicit pooling passes by.
+    """
+    idle = {}
+    layers, modules = layers_of(network)
+    for key, tensor in weights.items():
+        name = key.removeprefix(PEFT_PREFIX)
+        if reads.layer is not None and name.startswith(f"{layers}."):
+            above = int(name.removeprefix(f"{layers}.").split(".", 1)[0]) >= len(modules)
+        else:
+            above = reads.pooling != "auto" and ".pooler." in name
+        if above:
+            idle[key] = tensor
+    return idle

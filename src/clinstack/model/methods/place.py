@@ -11,11 +11,13 @@ from clinstack.errors import InputError
 from clinstack.model.base import Base
 from clinstack.model.lineage import AdapterSource
 from clinstack.model.methods.adaption_prompt import AdaptionPrompt
-from clinstack.model.methods.configs import LOW_RANK, VIRTUAL, adapter_config
+from clinstack.model.methods.configs import LOW_RANK, VIRTUAL, adapter_config, refuse_method
 from clinstack.model.methods.full import Full
 from clinstack.model.methods.low_rank import LowRank
+from clinstack.model.methods.names import idle_tensors
 from clinstack.model.methods.placed import Placed
 from clinstack.model.methods.virtual_tokens import VirtualTokens
+from clinstack.model.pooling import HeadInput
 from clinstack.recipe import AdapterRecipe
 
 
@@ -27,6 +29,7 @@ def place(
     beneath: Sequence[Placed],
     classes: int | None,
     quantize: str,
+    reads: HeadInput,
 ) -> Placed:
     """Put an adapter into a network on top of those that it has, with its weights if it was read.
 
@@ -37,6 +40,7 @@ def place(
     """
     name, trainable = adapter.name, adapter.is_trainable
     method = source.method if source else adapter.method
+    refuse_method(name, method, network)
     placed: Placed
     if method == "full":
         if beneath:
@@ -49,7 +53,7 @@ def place(
                 f"adapters.{name}: full trains the base's own weights, and those of a base in {quantize} are not "
                 "numbers that can be trained; use quantize: none, or lora."
             )
-        placed = Full(name, trainable, network, base, classes)
+        placed = Full(name, trainable, network, base, classes, reads)
     else:
         config = source.config if source else adapter_config(adapter, network, base.folder)
         if method in LOW_RANK:
@@ -73,7 +77,8 @@ def place(
             assert isinstance(config, AdaptionPromptConfig)
             placed = AdaptionPrompt(name, trainable, network, config)
     if source is not None:
-        placed.load(source.weights)
+        placed.idle = idle_tensors(source.weights, network, reads)
+        placed.load({key: tensor for key, tensor in source.weights.items() if key not in placed.idle})
     return placed
 
 

@@ -26,6 +26,8 @@ class Placed(ABC):
         self.method = method
         self.trainable = trainable
         self.network = network
+        self.idle: dict[str, Tensor] = {}
+        """Weights that were read for parts of the base which this stack does not compute; saved as they were."""
 
     @abstractmethod
     def owns(self, parameter: str) -> bool:
