@@ -1,149 +1,130 @@
-"""The metrics of one task on one table of predictions: AUROC and AUPRC, each with an interval over patients."""
+"""What is measured of a classifier: every figure with an interval over patients, every choice made on validation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from clinstack.errors import InputError
-from clinstack.evaluate.auroc import (
-    BoolArray,
-    FloatArray,
-    class_metrics,
-    mean_of_known,
-    micro_auroc,
-    one_vs_one_auroc,
-    ranking_metrics,
-    softmax,
-)
+from clinstack.evaluate.auroc import FloatArray
 from clinstack.evaluate.bootstrap import draw_patients, estimate
-from clinstack.tasks import Kind, Task
+from clinstack.evaluate.calibration import Method, apply_calibration, fit_calibration
+from clinstack.evaluate.calibration_figures import Entries, calibration_figures
+from clinstack.evaluate.decision import decision_curve
+from clinstack.evaluate.delong import delong
+from clinstack.evaluate.published import published_figures
+from clinstack.evaluate.ranking import ByClass, ranking_columns, ranking_figures
+from clinstack.evaluate.scored import PRIMARY, Scored, label_indicator
+from clinstack.evaluate.thresholds import (
+    DECISIONS,
+    as_probability,
+    choose_thresholds,
+    class_threshold,
+    decide,
+    decision_metrics,
+    macro,
+)
+from clinstack.recipe.training import EvaluationRecipe
+from clinstack.tasks import Task
 
-PRIMARY: dict[Kind, str] = {"binary": "auroc", "multiclass": "auroc_ovo", "multilabel": "auroc_macro"}
-"""The figure a task is judged by: as in Gema et al. 2023, but multilabel scores are logits, not a softmax."""
+FITTED_ON = "validation"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Labels and scores of a task, row by row, ready to be ranked.
+class SplitScores:
+    """One split's labels and what a stack gave them.
+
+    Parameters
+    ----------
+    labels : sequence of int, or of list of str
+        As in ``predictions.parquet``.
+    logits : array of float, shape (rows, classes), or None
+        Raw, in the order of the task's classes; None where only the labels are known, to be counted.
+    patient_ids : sequence of str, shape (rows,)
+    """
+
+    labels: Sequence[Any]
+    logits: FloatArray | None
+    patient_ids: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a classifier, and what was fitted for it.
+
+    Parameters
+    ----------
+    metrics : dict
+        ``test`` as `measure_split` returns it, and ``validation``: the same averages without intervals.
+    calibration : dict or None
+        Thresholds and calibration, to be kept as ``stack.calibration``; None without a validation split.
+    """
+
+    metrics: dict[str, Any]
+    calibration: dict[str, Any] | None
+
+
+def measure_classifier(task: Task, splits: Mapping[str, SplitScores], settings: EvaluationRecipe) -> Measured:
+    """Measure a classifier on its test split, with thresholds and calibration from its validation split.
 
     Parameters
     ----------
     task : Task
-    indicator : array of bool, shape (rows, classes)
-        Which classes a row carries.
-    scores : array of float, shape (rows, classes)
-        What classes are ranked by: multilabel the logits, otherwise the softmax over the classes.
-    margin : array of float, shape (rows,)
-        Binary only: positive logit minus negative logit, which keeps the order where a softmax saturates.
+    splits : mapping of str to SplitScores
+        ``test``; ``validation``, without which nothing is chosen or fitted; ``train``, whose labels are counted.
+    settings : EvaluationRecipe
+
+    Raises
+    ------
+    InputError
+        Labels or logits that do not fit the task.
     """
-
-    task: Task
-    indicator: BoolArray
-    scores: FloatArray
-    margin: FloatArray
-
-    @classmethod
-    def build(cls, task: Task, labels: Sequence[Any], logits: Sequence[Any], source: str = "predictions") -> Scored:
-        """Check labels and logits against the task.
-
-        Parameters
-        ----------
-        task : Task
-        labels : sequence of int, or of list of str
-            Class indices, or lists of codes for a multilabel task.
-        logits : sequence of sequences of float, shape (rows, classes)
-        source : str
-            Named in errors.
-
-        Raises
-        ------
-        InputError
-            No rows, a row without one finite logit per class, or a label outside the task.
-        """
-        rows, classes = len(labels), len(task.classes)
-        if not rows:
-            raise InputError(f"{source}: no rows to evaluate for task {task.name}.")
-        if len(logits) != rows:
-            raise InputError(f"{source}: {rows} labels but {len(logits)} score rows.")
-        for row, values in enumerate(logits):
-            if len(values) != classes:
-                raise InputError(
-                    f"{source}, row {row}: {len(values)} scores, but task {task.name} has {classes} classes; "
-                    "predict again with the stack of this task."
-                )
-        values = np.asarray(logits, dtype=np.float64).reshape(rows, classes)
-        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if broken.size:
-            raise InputError(
-                f"{source}, row {broken[0]}: a score is not finite ({broken.size} such rows); "
-                "the training diverged: lower learning_rate."
-            )
-        indicator = _indicator(task, labels, source)
-        binary = task.kind == "binary"
-        return cls(
-            task=task,
-            indicator=indicator,
-            scores=values if task.kind == "multilabel" else softmax(values),
-            margin=values[:, 1] - values[:, 0] if binary else np.zeros(rows),
-        )
-
-    @property
-    def scored_columns(self) -> list[int]:
-        """Classes of which both labels occur; only these have an AUROC."""
-        carried = self.indicator.sum(axis=0)
-        return [int(column) for column in np.flatnonzero((carried > 0) & (carried < len(self.indicator)))]
-
-    def left_out(self) -> list[str]:
-        """Name the classes that have no AUROC because every row, or none, carries them."""
-        scored = set(self.scored_columns)
-        return [name for column, name in enumerate(self.task.classes) if column not in scored]
-
-    def headline(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return the primary AUROC and the AUPRC under each weighting, each of shape (resamples,)."""
-        if self.task.kind == "binary":
-            return ranking_metrics(self.indicator[:, 1], self.margin, weights)
-        columns = self.scored_columns
-        areas, precisions = class_metrics(self.indicator[:, columns], self.scores[:, columns], weights)
-        if self.task.kind == "multiclass":
-            area = one_vs_one_auroc(self.indicator.argmax(axis=1), self.scores, weights)
-        else:
-            area = mean_of_known(areas)
-        return area, mean_of_known(precisions)
-
-    @property
-    def unit_weights(self) -> FloatArray:
-        """Every row counted once, shape (1, rows)."""
-        return np.ones((1, len(self.indicator)))
+    fitted = fit_on_validation(task, splits["validation"]) if "validation" in splits else None
+    metrics: dict[str, Any] = {}
+    if "validation" in splits:
+        metrics["validation"] = _light(task, splits["validation"])
+    counts = {name: label_indicator(task, split.labels, name).sum(axis=0) for name, split in splits.items()}
+    metrics["test"] = measure_split(task, splits["test"], settings, fitted, counts)
+    return Measured(metrics, fitted)
 
 
-def _indicator(task: Task, labels: Sequence[Any], source: str) -> BoolArray:
-    indicator = np.zeros((len(labels), len(task.classes)), dtype=bool)
-    if task.kind == "multilabel":
-        column_of = {name: column for column, name in enumerate(task.classes)}
-        for row, codes in enumerate(labels):
-            for code in codes:
-                if code not in column_of:
-                    raise InputError(
-                        f"{source}, row {row}: label {code} is not a class of task {task.name}; run prepare again."
-                    )
-                indicator[row, column_of[code]] = True
-        return indicator
-    indices = np.asarray(labels, dtype=np.int64)
-    outside = np.flatnonzero((indices < 0) | (indices >= len(task.classes)))
-    if outside.size:
-        raise InputError(
-            f"{source}, row {outside[0]}: label {indices[outside[0]]} is not a class index of task {task.name} "
-            f"(0 to {len(task.classes) - 1}); run prepare again."
-        )
-    indicator[np.arange(len(indices)), indices] = True
-    return indicator
+def fit_on_validation(task: Task, validation: SplitScores) -> dict[str, Any]:
+    """Choose thresholds and fit calibration; plain numbers, to be kept as ``stack.calibration``.
+
+    Returns
+    -------
+    dict
+        ``format_version``, ``fitted_on``, ``rows`` and ``patients``; ``threshold`` as `choose_thresholds` and
+        ``probabilities`` as `fit_calibration` returned them, the latter with ``temperature`` and ``isotonic`` at this
+        level, where there was something to fit.
+    """
+    table = _scored(task, validation, FITTED_ON)
+    return {
+        "format_version": 1,
+        "fitted_on": FITTED_ON,
+        "rows": len(validation.labels),
+        "patients": len(set(validation.patient_ids)),
+        "threshold": choose_thresholds(table),
+    } | (fit_calibration(table) or {})
 
 
-def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any]) -> float:
+def classification_metrics(
+    task: Task,
+    labels: Sequence[Any],
+    scores: Sequence[Any] | FloatArray,
+    patient_ids: Sequence[str],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure one table of predictions by itself: what needs no validation split, as `measure_split` returns it."""
+    split = SplitScores(labels, scores, patient_ids)  # type: ignore[arg-type]  # Scored.build takes either
+    return measure_split(task, split, EvaluationRecipe.model_construct(resamples=resamples, seed=seed))
+
+
+def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any] | FloatArray) -> float:
     """Return the figure the task is judged by, without an interval; NaN when no class has both labels.
 
     Parameters and errors as in `classification_metrics`.
@@ -152,93 +133,172 @@ def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any]) -> f
     return float(table.headline(table.unit_weights)[0][0])
 
 
-def classification_metrics(
+def measure_split(
     task: Task,
-    labels: Sequence[Any],
-    scores: Sequence[Any],
-    patient_ids: Sequence[str],
-    resamples: int = 1000,
-    seed: int = 0,
+    split: SplitScores,
+    settings: EvaluationRecipe,
+    fitted: Mapping[str, Any] | None = None,
+    counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compute what ``metrics.json`` says about one task on one split.
+    """Compute what ``metrics.json`` says about one split.
 
     Parameters
     ----------
     task : Task
-    labels : sequence of int, or of list of str
-        As in ``predictions.parquet``.
-    scores : sequence of sequences of float, shape (rows, classes)
-        Raw logits in the order of ``task.classes``.
-    patient_ids : sequence of str, shape (rows,)
-    resamples, seed : int
-        Of the bootstrap over patients. A class that lost one of its labels in a resample is left out of that
-        resample's means; a resample in which nothing is left is left out of the interval.
+    split : SplitScores
+    settings : EvaluationRecipe
+        Resamples and seed of the bootstrap over patients. A class that lost one of its labels in a resample is left out
+        of that resample's means; a resample in which nothing is left is left out of the interval. Of a binary or
+        multiclass task with a class that few patients carry, resamples are stratified by it.
+    fitted : mapping, optional
+        As `fit_on_validation` returned it, or a stack keeps it.
+    counts : mapping of split to array of int, shape (classes,), optional
+        Positives of each class in the splits that are known.
 
     Returns
     -------
     dict
-        ``primary`` names the figure the task is judged by. ``auroc`` (binary), ``auroc_ovo`` and ``auroc_ovr``
-        (multiclass), or ``auroc_macro``, ``auroc_micro`` and ``auroc_weighted`` (multilabel), and ``auprc`` are each
-        ``{"value", "interval"}``. ``classes_scored`` counts and ``classes_left_out`` names the classes with and
-        without both labels; the latter are in no average, micro included. ``per_class`` has the figures of each,
-        ``prevalence`` the share of rows of each class.
+        ``primary`` names the figure the task is judged by. The averages of `ranking_figures` and all others are
+        ``{"value", "interval"}``. ``classes_scored`` counts and ``classes_left_out`` names the classes with and without
+        both labels; the latter are in no average of AUROC, AUPRC, F1, precision or recall, micro included.
+        ``per_class`` has the figures of each, ``prevalence`` the share of rows of each class. ``threshold`` has the
+        decisions at the thresholds chosen on validation, ``calibration`` one entry for each method. Binary: ``delong``
+        and ``decision_curve``. With ``settings.published``: ``published``.
 
     Raises
     ------
     InputError
-        Labels or scores that do not fit the task.
+        Labels or logits that do not fit the task.
     """
-    table = Scored.build(task, labels, scores)
-    if len(patient_ids) != len(labels):
-        raise InputError(f"predictions: {len(labels)} labels but {len(patient_ids)} patient ids.")
-    weights = draw_patients(patient_ids, resamples, seed).weights(patient_ids)
-    columns = [1] if task.kind == "binary" else table.scored_columns
-    per_class, figures = _figures(table, columns, table.unit_weights)
-    resampled_per_class, resampled = _figures(table, columns, weights)
-    return {
+    table = _scored(task, split, "predictions")
+    draws = draw_patients(split.patient_ids, settings.resamples, settings.seed)
+    weights = draws.weights(split.patient_ids)
+    by_class, averages = _both(table, weights)
+    metrics: dict[str, Any] = {
         "task": task.to_dict(),
         "primary": PRIMARY[task.kind],
-        **{name: estimate(figures[name][0], resampled[name]) for name in figures},
+        **{name: estimate(float(value[0]), resampled) for name, (value, resampled) in averages.items()},
         "classes_scored": len(table.scored_columns),
         "classes_left_out": table.left_out(),
-        "rows": len(labels),
-        "patients": len(set(patient_ids)),
+        "rows": len(split.labels),
+        "patients": len(set(split.patient_ids)),
         "prevalence": {
             name: float(share) for name, share in zip(task.classes, table.indicator.mean(axis=0), strict=True)
         },
-        "per_class": [
-            {
-                "class": task.classes[column],
-                "positives": int(table.indicator[:, column].sum()),
-                "auroc": estimate(per_class[0][0, place], resampled_per_class[0][:, place]),
-                "auprc": estimate(per_class[1][0, place], resampled_per_class[1][:, place]),
-            }
-            for place, column in enumerate(columns)
-        ],
-        "bootstrap": {"unit": "patient", "resamples": resamples, "seed": seed, "level": 0.95},
+        "per_class": _per_class(table, by_class, counts or {}),
+    }
+    if fitted is not None or task.kind == "multiclass":
+        metrics["threshold"] = _decisions(table, dict(fitted or {}), weights, metrics["per_class"])
+    metrics |= _calibrated(table, fitted, weights)
+    if task.kind == "binary":
+        metrics["delong"] = delong(table.indicator[:, 1], table.margin, split.patient_ids)
+    if settings.published:
+        metrics["published"] = published_figures(table)
+    return metrics | {
+        "bootstrap": {
+            "unit": "patient",
+            "resamples": settings.resamples,
+            "seed": settings.seed,
+            "level": 0.95,
+        }
     }
 
 
-def _figures(
-    table: Scored, columns: list[int], weights: FloatArray
-) -> tuple[tuple[FloatArray, FloatArray], dict[str, FloatArray]]:
-    """Return AUROC and AUPRC by class, each of shape (resamples, columns), and the averages by name."""
-    kind = table.task.kind
+def _scored(task: Task, split: SplitScores, source: str) -> Scored:
+    if split.logits is None:
+        raise InputError(f"{source}: there are no logits to measure.")
+    if len(split.patient_ids) != len(split.labels):
+        raise InputError(f"{source}: {len(split.labels)} labels but {len(split.patient_ids)} patient ids.")
+    return Scored.build(task, split.labels, split.logits, source)
+
+
+def _light(task: Task, split: SplitScores) -> dict[str, Any]:
+    table = _scored(task, split, FITTED_ON)
+    _, averages = ranking_figures(table, table.unit_weights)
+    return {
+        "primary": PRIMARY[task.kind],
+        **{
+            name: {"value": float(value[0]) if np.isfinite(value[0]) else None, "interval": None}
+            for name, value in averages.items()
+        },
+        "rows": len(split.labels),
+        "patients": len(set(split.patient_ids)),
+    }
+
+
+def _both(
+    table: Scored, weights: FloatArray
+) -> tuple[tuple[ByClass, ByClass], dict[str, tuple[FloatArray, FloatArray]]]:
+    """Return the ranking figures of the rows as they are, and of each resample."""
+    by_class, averages = ranking_figures(table, table.unit_weights)
+    drawn_by_class, drawn = ranking_figures(table, weights)
+    return (by_class, drawn_by_class), {name: (averages[name], drawn[name]) for name in averages}
+
+
+def _per_class(table: Scored, by_class: tuple[ByClass, ByClass], counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    (areas, precisions), (drawn_areas, drawn_precisions) = by_class
+    return [
+        {
+            "class": table.task.classes[column],
+            "positives": int(table.indicator[:, column].sum()),
+            "counts": {name: int(values[column]) for name, values in counts.items()},
+            "auroc": estimate(areas[0, place], drawn_areas[:, place]),
+            "auprc": estimate(precisions[0, place], drawn_precisions[:, place]),
+        }
+        for place, column in enumerate(ranking_columns(table))
+    ]
+
+
+def _decisions(
+    table: Scored, fitted: dict[str, Any], weights: FloatArray, per_class: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Measure the decisions at the chosen thresholds, and add those of each class to ``per_class``."""
+    chosen = fitted.get("threshold", {"rule": "largest"})
+    called = decide(table, chosen)
+    if called is None:
+        return None
+    columns = ranking_columns(table)
+    places = [table.judged_columns.index(column) for column in columns]
+    indicator, called = table.indicator[:, columns], called[:, places]
+    value_by_class, value_micro = decision_metrics(indicator, called, table.unit_weights)
+    drawn_by_class, drawn_micro = decision_metrics(indicator, called, weights)
+    for place, (entry, column) in enumerate(zip(per_class, columns, strict=True)):
+        entry["threshold"] = class_threshold(chosen, column)
+        for name in DECISIONS:
+            entry[name] = estimate(value_by_class[name][0, place], drawn_by_class[name][:, place])
+    values, drawn = macro(value_by_class), macro(drawn_by_class)
+    result: dict[str, Any] = {"rule": chosen["rule"]}
+    if chosen["rule"] == "f1":
+        result["chosen_on"] = fitted["fitted_on"]
+    if table.task.kind == "binary":
+        result["value"] = as_probability(chosen["score"])
+    elif table.task.kind == "multilabel":
+        result |= {"shared": as_probability(chosen["shared"]), "sharing": chosen["sharing"]}
+    result |= {name: estimate(values[name][0], drawn[name]) for name in DECISIONS}
+    if table.task.kind != "binary":
+        result["micro"] = {name: estimate(value_micro[name][0], drawn_micro[name]) for name in DECISIONS}
+    return result
+
+
+def _calibrated(table: Scored, fitted: Mapping[str, Any] | None, weights: FloatArray) -> dict[str, Any]:
+    """Measure the probabilities as they are and after each fit; of a binary task also what acting on them brings."""
+    methods: list[Method] = ["none"]
+    if fitted is not None and "temperature" in fitted:
+        methods += ["temperature", "isotonic"]
+    columns = table.judged_columns
     indicator = table.indicator[:, columns]
-    scores = table.margin[:, None] if kind == "binary" else table.scores[:, columns]
-    areas, precisions = class_metrics(indicator, scores, weights)
-    averages = {"auprc": mean_of_known(precisions)}
-    if kind == "binary":
-        averages = {"auroc": areas[:, 0]} | averages
-    elif kind == "multiclass":
-        averages = {
-            "auroc_ovo": one_vs_one_auroc(table.indicator.argmax(axis=1), table.scores, weights),
-            "auroc_ovr": mean_of_known(areas),
-        } | averages
-    else:
-        averages = {
-            "auroc_macro": mean_of_known(areas),
-            "auroc_micro": micro_auroc(indicator, scores, weights),
-            "auroc_weighted": mean_of_known(areas, weights @ indicator),
-        } | averages
-    return (areas, precisions), averages
+    calibration: dict[str, Any] = {}
+    curves: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        probabilities = apply_calibration(table.task, table.logits, dict(fitted or {}), method)[:, columns]
+        calibration[method] = calibration_figures(Entries(table.task.kind, indicator, probabilities), weights)
+        if table.task.kind == "binary":
+            curves[method] = decision_curve(indicator[:, 0], probabilities[:, 0], weights)
+    result: dict[str, Any] = {"calibration": calibration}
+    if curves:
+        best = methods[-1]
+        result["decision_curve"] = curves[best] | {
+            "calibration": best,
+            "net_benefit_uncalibrated": curves["none"]["net_benefit"],
+        }
+    return result

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from clinstack.errors import InputError
-from clinstack.evaluate.auroc import FloatArray
-from clinstack.evaluate.bootstrap import PatientDraws, draw_patients, estimate
-from clinstack.evaluate.classification import PRIMARY, Scored
+from clinstack.evaluate.bootstrap import draw_patients
+from clinstack.evaluate.delong import delong_difference
+from clinstack.evaluate.multiple_comparisons import LEVEL, holm
 from clinstack.evaluate.predictions import PREDICTION_COLUMNS, read_split
+from clinstack.evaluate.scored import PRIMARY, Scored
+from clinstack.evaluate.seeds import AUPRC, AUROC, Figure, paired_difference, task_figures
 from clinstack.tasks import Task
+
+_T = TypeVar("_T")
 
 MACRO = "macro"
 """Stands in the place of a task for the unweighted mean over tasks."""
+
+Source: TypeAlias = "Path | pa.Table"
+Sources: TypeAlias = "Source | Sequence[Source] | Mapping[int, Source]"
+"""Predictions of one row of a table on one task: of one training, or of several that differ in their seed only."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,19 @@ class Comparison:
     Parameters
     ----------
     auroc, auprc : list of dict
-        ``{"stack", "task", "metric", "value", "interval"}``; ``task`` is ``macro`` for the mean over tasks.
+        ``{"stack", "task", "metric", "value", "interval", "seeds", "seed_deviation"}``; ``task`` is ``macro`` for the
+        mean over tasks. With several seeds the value is the mean over them and ``seed_deviation`` their standard
+        deviation, None with one.
     differences : list of dict
-        ``{"a", "b", "task", "metric", "value", "interval"}``: AUROC of a minus AUROC of b.
+        ``{"a", "b", "task", "metric", "value", "interval", "seeds", "p", "p_holm", "holds"}``: AUROC of a minus AUROC
+        of b. ``holds`` says whether ``p_holm``, corrected for all differences of this list, is at most 0.05. A binary
+        task with one seed has ``delong`` too: ``value, interval, standard_error, p``.
     tests : list of dict
         For each task what its test set is: rows, patients, classes scored, and the names of those left out.
     scored : mapping of task to mapping of stack to Scored
-        The aligned rows behind the figures, for curves.
+        The aligned rows behind the figures, for curves; with several seeds those of the first.
+    by_seed : mapping of task to mapping of stack to mapping of seed to Scored
+        The same of all seeds.
     patients : int
         Distinct patients over all test sets.
     """
@@ -45,21 +58,11 @@ class Comparison:
     tests: list[dict[str, Any]]
     scored: dict[str, dict[str, Scored]] = field(repr=False, compare=False)
     patients: int
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """AUROC and AUPRC, each a value and its resamples."""
-
-    values: tuple[float, float]
-    resampled: tuple[FloatArray, FloatArray]
-
-    def estimate(self, place: int) -> dict[str, object]:
-        return estimate(self.values[place], self.resampled[place])
+    by_seed: dict[str, dict[str, dict[int, Scored]]] = field(default_factory=dict, repr=False, compare=False)
 
 
 def compare(
-    predictions: Mapping[str, Mapping[str, Path | pa.Table]],
+    predictions: Mapping[str, Mapping[str, Sources]],
     tasks: Mapping[str, Task],
     pairs: Sequence[tuple[str, str]],
     resamples: int = 1000,
@@ -69,12 +72,14 @@ def compare(
     """Compute the primary AUROC of each stack on each task, the mean over tasks, and differences of pairs of stacks.
 
     Patients are drawn once from the union of all test sets, so each resample is one hospital for all tasks and
-    stacks: differences are paired, and the mean over tasks keeps their correlation.
+    stacks: differences are paired, and the mean over tasks keeps their correlation. Where a stack has several seeds,
+    each resample draws seeds too (`seeds.seed_shares`), so that intervals and p-values hold what another patient and
+    another seed would change. A difference takes the seeds that both stacks have, paired; if none, all of each.
 
     Parameters
     ----------
-    predictions : mapping of task name to mapping of stack to Path or pyarrow.Table
-        Columns as in ``predictions.parquet``; only rows of ``split`` count.
+    predictions : mapping of task name to mapping of stack to Path or pyarrow.Table, or to several by seed
+        Columns as in ``predictions.parquet``; only rows of ``split`` count. A sequence is numbered from 0.
     tasks : mapping of task name to Task
     pairs : sequence of (a, b)
         Stacks whose difference a minus b is wanted; pairs that lack a stack are left out.
@@ -91,42 +96,76 @@ def compare(
     InputError
         Two stacks' predictions of a task do not cover the same test examples with the same labels.
     """
-    scored: dict[str, dict[str, Scored]] = {}
+    by_seed: dict[str, dict[str, dict[int, Scored]]] = {}
     patients: dict[str, list[str]] = {}
     for task, stacks in predictions.items():
         if stacks:
-            scored[task], patients[task] = _aligned(tasks[task], stacks, split)
-    if not scored:
+            numbered = {stack: _numbered(sources, f"{stack} on {task}") for stack, sources in stacks.items()}
+            by_seed[task], patients[task] = _aligned(tasks[task], numbered, split)
+    if not by_seed:
         return Comparison([], [], [], [], {}, 0)
-    draws = draw_patients((patient for ids in patients.values() for patient in ids), resamples, seed)
-    figures = _figures(scored, patients, draws)
+    scored = {task: {stack: _first(rows) for stack, rows in stacks.items()} for task, stacks in by_seed.items()}
+    everybody = [patient for ids in patients.values() for patient in ids]
+    draws = draw_patients(everybody, resamples, seed)
+    weights = {task: draws.weights(ids) for task, ids in patients.items()}
+    figures = {
+        (stack, task): Figure([task_figures(rows, weights[task], seed)])
+        for task, stacks in by_seed.items()
+        for stack, rows in stacks.items()
+    }
+    for stack in dict.fromkeys(stack for stacks in by_seed.values() for stack in stacks):
+        parts = [figures[stack, task].parts[0] for task in by_seed if (stack, task) in figures]
+        if len(parts) == len(by_seed):
+            figures[stack, MACRO] = Figure(parts)
+    differences: list[dict[str, Any]] = [
+        {"a": a, "b": b, "task": task, "metric": f"{task}_auroc"}
+        | paired_difference(figures[a, task], figures[b, task])
+        for a, b in pairs
+        for task in (MACRO, *by_seed)
+        if (a, task) in figures and (b, task) in figures
+    ]
+    for row in differences:
+        stacks = by_seed.get(row["task"], {})
+        if stacks and tasks[row["task"]].kind == "binary" and len(stacks[row["a"]]) == len(stacks[row["b"]]) == 1:
+            one, other = _first(stacks[row["a"]]), _first(stacks[row["b"]])
+            ids = patients[row["task"]]
+            row["delong"] = delong_difference(one.indicator[:, 1], one.margin, other.margin, ids)
+    for row, adjusted in zip(differences, holm([row["p"] for row in differences]), strict=True):
+        row["p_holm"] = adjusted
+        row["holds"] = adjusted is not None and adjusted <= LEVEL
     return Comparison(
         auroc=[
-            {"stack": stack, "task": task, "metric": _metric(task, tasks)} | figure.estimate(0)
+            {"stack": stack, "task": task, "metric": _metric(task, tasks)} | figure.estimate(AUROC)
             for (stack, task), figure in figures.items()
         ],
         auprc=[
-            {"stack": stack, "task": task, "metric": "macro_auprc" if task == MACRO else "auprc"} | figure.estimate(1)
+            {"stack": stack, "task": task, "metric": "macro_auprc" if task == MACRO else "auprc"}
+            | figure.estimate(AUPRC)
             for (stack, task), figure in figures.items()
         ],
-        differences=[
-            {"a": a, "b": b, "task": task, "metric": f"{task}_auroc"} | _difference(figures[a, task], figures[b, task])
-            for a, b in pairs
-            for task in (MACRO, *scored)
-            if (a, task) in figures and (b, task) in figures
-        ],
-        tests=[_test_set(next(iter(scored[task].values())), patients[task]) for task in scored],
+        differences=differences,
+        tests=[_test_set(_first(scored[task]), patients[task]) for task in scored],
         scored=scored,
         patients=len(draws.patients),
+        by_seed=by_seed,
     )
+
+
+def _numbered(sources: Sources, place: str) -> dict[int, Source]:
+    if isinstance(sources, Path | pa.Table):
+        return {0: sources}
+    numbered = dict(sources) if isinstance(sources, Mapping) else dict(enumerate(sources))
+    if not numbered:
+        raise InputError(f"{place}: there are no predictions of any seed.")
+    return numbered
+
+
+def _first(values: Mapping[Any, _T]) -> _T:
+    return next(iter(values.values()))
 
 
 def _metric(task: str, tasks: Mapping[str, Task]) -> str:
     return "macro_auroc" if task == MACRO else PRIMARY[tasks[task].kind]
-
-
-def _difference(a: _Figure, b: _Figure) -> dict[str, object]:
-    return estimate(a.values[0] - b.values[0], a.resampled[0] - b.resampled[0])
 
 
 def _test_set(rows: Scored, patients: Sequence[str]) -> dict[str, Any]:
@@ -143,17 +182,21 @@ def _test_set(rows: Scored, patients: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _aligned(task: Task, stacks: Mapping[str, Path | pa.Table], split: str) -> tuple[dict[str, Scored], list[str]]:
+def _aligned(
+    task: Task, stacks: Mapping[str, Mapping[int, Source]], split: str
+) -> tuple[dict[str, dict[int, Scored]], list[str]]:
     """Bring every stack's rows into the order of their example ids, and check that they are the same examples."""
-    scored: dict[str, Scored] = {}
+    scored: dict[str, dict[int, Scored]] = {}
     first: tuple[str, pa.Table] | None = None
-    for stack, source in stacks.items():
-        table = read_split(source, PREDICTION_COLUMNS, split).sort_by("example_id")
-        place = f"{source}" if isinstance(source, Path) else f"predictions of {stack} on {task.name}"
-        if first is None:
-            first = (place, table)
-        _check_same_examples(first, (place, table))
-        scored[stack] = Scored.build(task, table["label"].to_pylist(), table["score"].to_pylist(), place)
+    for stack, sources in stacks.items():
+        scored[stack] = {}
+        for number, source in sources.items():
+            table = read_split(source, PREDICTION_COLUMNS, split).sort_by("example_id")
+            place = f"{source}" if isinstance(source, Path) else f"predictions of {stack} on {task.name}"
+            if first is None:
+                first = (place, table)
+            _check_same_examples(first, (place, table))
+            scored[stack][number] = Scored.build(task, table["label"].to_pylist(), table["score"].to_pylist(), place)
     assert first is not None  # the caller passes at least one stack
     return scored, first[1]["patient_id"].to_pylist()
 
@@ -174,24 +217,3 @@ def _check_same_examples(first: tuple[str, pa.Table], second: tuple[str, pa.Tabl
         for example, mine, yours in zip(left, ours[column].to_pylist(), theirs[column].to_pylist(), strict=True):
             if mine != yours:
                 raise InputError(f"{one} and {other} disagree about the {column} of test example {example}.")
-
-
-def _figures(
-    scored: Mapping[str, Mapping[str, Scored]], patients: Mapping[str, list[str]], draws: PatientDraws
-) -> dict[tuple[str, str], _Figure]:
-    figures: dict[tuple[str, str], _Figure] = {}
-    stacks = list(dict.fromkeys(stack for table in scored.values() for stack in table))
-    for task, table in scored.items():
-        weights = draws.weights(patients[task])
-        for stack, rows in table.items():
-            area, precision = rows.headline(rows.unit_weights)
-            figures[stack, task] = _Figure((float(area[0]), float(precision[0])), rows.headline(weights))
-    for stack in stacks:
-        parts = [figures[stack, task] for task in scored if (stack, task) in figures]
-        if len(parts) == len(scored):
-            areas, precisions = zip(*(part.resampled for part in parts), strict=True)
-            area, precision = np.mean([part.values for part in parts], axis=0)
-            figures[stack, MACRO] = _Figure(
-                (float(area), float(precision)), (np.mean(areas, axis=0), np.mean(precisions, axis=0))
-            )
-    return figures

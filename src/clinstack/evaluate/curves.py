@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clinstack.evaluate.auroc import FloatArray
-from clinstack.evaluate.classification import Scored
+from clinstack.evaluate.scored import Scored
 
 GRID = 201
 

@@ -54,3 +54,5 @@ class EvaluationRecipe(Section):
     seed: int = Field(default=0, ge=0)
     max_notes: int | None = Field(default=None, ge=1)
     """Perplexity is measured on at most so many notes of the held-out patients, drawn by ``seed``; all without it."""
+    published: bool = False
+    """For a classifier: also the figures as the published code computed them, for comparison with its tables."""
