@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clinstack import __version__
-from clinstack.files import write_json, write_text
-from clinstack.report.collect import ReportData, RunRecord, collect
-from clinstack.report.figures import draw
+from clinstack.files import write_json
+from clinstack.report.collect import ReportData, RunRecord
+from clinstack.report.console import console_tables
+from clinstack.report.figures.drawing import Drawings, draw
+from clinstack.report.pages import Gallery, Page, Remark, Section, banner, shared_facts, write_page
+from clinstack.report.rows import collect
 from clinstack.report.sentences import findings, frozen_sentences
 from clinstack.report.summary import Summary, summarise
-from clinstack.report.tables import Table, all_tables
+from clinstack.report.tables.cells import Table
+from clinstack.report.tables.codes import code_file
+from clinstack.report.tables.listing import all_tables
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from rich.console import Console
 
 TITLE = "Adapter stacks on clinical notes"
+_APPENDIX = ("budgets", "runs")
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What `build_report` wrote, and the figures in it."""
+    """What a report wrote, and the figures in it."""
 
     html: Path
     markdown: Path
     json: Path
     summary: Summary
+
+    def show(self, console: Console) -> None:
+        """Print the main tables."""
+        for table in console_tables(self.summary):
+            console.print(table)
 
 
 def build_report(root: Path, out: Path | None = None, resamples: int = 1000, seed: int = 0) -> ReportPaths:
@@ -49,87 +60,128 @@ def build_report(root: Path, out: Path | None = None, resamples: int = 1000, see
     InputError
         See `collect` and `summarise`.
     """
-    summary = summarise(collect(root), resamples, seed)
-    folder = root if out is None else out
-    context = _context(summary)
-    environment = template_environment()
-    paths = ReportPaths(folder / "report.html", folder / "report.md", folder / "report.json", summary)
-    write_json(paths.json, summary.to_dict())
-    write_text(paths.markdown, environment.get_template("report.md.j2").render(**context))
-    write_text(paths.html, environment.get_template("report.html.j2").render(**context, figures=draw(summary)))
-    return paths
+    data = collect(root)
+    commands = [f"clinstack {run.stage} {_recipe_path(run, root)}" for run in data.runs]
+    commands.append(f"clinstack report {root.name or '.'}")
+    return write_report(summarise(data, resamples, seed), root if out is None else out, TITLE, commands)
 
 
-def template_environment() -> Environment:
-    """Return what renders the pages' templates; HTML is escaped, an unknown name is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def write_report(
+    summary: Summary,
+    folder: Path,
+    title: str,
+    commands: Sequence[str],
+    *,
+    sections: Sequence[Section] = (),
+    further: Mapping[str, Any] | None = None,
+) -> ReportPaths:
+    """Write the report of figures that are there.
 
-    environment = Environment(
-        loader=PackageLoader("clinstack.report"),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["markdown_table"] = markdown_table
-    return environment
-
-
-def _context(summary: Summary) -> dict[str, Any]:
+    Parameters
+    ----------
+    summary : Summary
+    folder : Path
+        Where to write.
+    title : str
+    commands : sequence of str
+        That make it again.
+    sections : sequence of Section
+        Between the findings and the rest.
+    further : mapping, optional
+        Keys for ``report.json``.
+    """
     data = summary.data
-    return {
-        "title": TITLE,
-        "caveat": data.caveat,
-        "banner": banner(data),
-        "version": __version__,
-        "findings": findings(summary),
-        "frozen": frozen_sentences(summary),
-        "tables": {table.key: table for table in all_tables(summary)},
-        "commands": [f"clinstack {run.stage} {_recipe_path(run, data.root)}" for run in data.runs],
-        "report_command": f"clinstack report {data.root.name or '.'}",
-        "versions": shared_facts(data.runs, "versions"),
-        "hardware": shared_facts(data.runs, "hardware"),
-        "bases": sorted({f"{run.base} ({run.stack.get('fingerprint')})" for run in data.runs if run.stack}),
-        "resamples": summary.resamples,
-        "seed": summary.seed,
-    }
-
-
-def banner(data: ReportData) -> str:
-    """Return what a page says first when its patients or its model are not real; empty when they are."""
-    if not data.caveat:
-        return ""
-    what = ["the patients are invented"] * data.synthetic + ["the base model is a toy"] * data.toy_base
-    no_use_for = ["real patients, real notes"] * data.synthetic + ["useful models"] * data.toy_base
-    return (
-        f"Here {' and '.join(what)}. These figures show that the pipeline works; "
-        f"they say nothing about {' or '.join(no_use_for)}."
+    tables = all_tables(summary)
+    by_key = {table.key: table for table in tables}
+    page = Page(
+        title=title,
+        caveat=data.caveat,
+        banner=banner(data),
+        sections=[
+            Section("findings", "Findings", findings(summary)),
+            *sections,
+            *_sections(summary, by_key, draw(summary)),
+        ],
+        reproduce="Each run keeps its resolved recipe; the same recipe on the same inputs gives the same run. To make "
+        "them again elsewhere, pass run=… with another folder.",
+        commands=commands,
+        facts=facts_of(data, summary),
+        appendix=[by_key[key] for key in _APPENDIX if key in by_key],
+        wide=len(summary.tasks) > 4,
     )
+    files = {f"codes-{task}.csv": code_file(summary, task) for task in summary.tasks if f"codes-{task}" in by_key}
+    paths = write_page(folder, "report", page, files)
+    write_json(paths.json, summary.to_dict() | dict(further or {}))
+    return ReportPaths(paths.html, paths.markdown, paths.json, summary)
+
+
+def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) -> list[Section]:
+    frozen = frozen_sentences(summary)
+    codes = [table for key, table in tables.items() if key.startswith("codes-")]
+
+    def blocks(*wanted: str | Gallery | Remark | None) -> list[Table | Gallery | Remark]:
+        known = [tables.get(one) if isinstance(one, str) else one for one in wanted]
+        return [one for one in known if one is not None and not (isinstance(one, Gallery) and not one.drawings)]
+
+    return [
+        Section("the-data", "What it was measured on", blocks=blocks("data", "tests")),
+        Section(
+            "language",
+            "How well the notes are predicted",
+            blocks=blocks("perplexity", Gallery([*figures.perplexity, *figures.pretraining]), "note-types"),
+        ),
+        Section(
+            "outcomes",
+            "How well the outcomes are predicted",
+            blocks=blocks(
+                "auroc", Gallery(figures.roc), "auprc", Gallery(figures.precision_recall, "Precision and recall")
+            ),
+        ),
+        Section(
+            "contrasts",
+            "What each adapter adds",
+            blocks=blocks(
+                Remark("Is the second adapter there at all?", frozen) if frozen else None,
+                Gallery(figures.forest),
+                "differences",
+            ),
+        ),
+        Section(
+            "use",
+            "What it would be like to use",
+            blocks=blocks(
+                "f1",
+                "operating-points",
+                "calibration",
+                Gallery(figures.calibration, "Reliability diagrams"),
+                Gallery(figures.decision, "Decision curves"),
+            ),
+        ),
+        Section("classes", "Class by class", blocks=codes),
+        Section("training", "How training went", blocks=blocks(Gallery(figures.learning, "Learning curves"))),
+    ]
+
+
+def facts_of(data: ReportData, summary: Summary | None = None) -> list[tuple[str, str]]:
+    """Return what a page says at its end: bases, intervals, versions, machine."""
+    bases = sorted({f"{run.base} ({run.stack.get('fingerprint')})" for run in data.runs if run.stack})
+    intervals = (
+        ""
+        if summary is None
+        else f"95 %, percentile bootstrap of whole patients, {summary.resamples:,} resamples, seed {summary.seed}; "
+        "the same draws for all stacks and tasks. A class that lost one of its labels in a resample is left out of its "
+        "mean."
+    )
+    facts = [
+        ("Base model", "; ".join(bases)),
+        ("Intervals", intervals),
+        ("Versions", ", ".join(shared_facts(data.runs, "versions"))),
+        ("Machine", ", ".join(shared_facts(data.runs, "hardware"))),
+    ]
+    return [(name, fact) for name, fact in facts if fact]
 
 
 def _recipe_path(run: RunRecord, root: Path) -> str:
     # The root's own name only: the way to it is this machine's business.
     inside = run.folder.relative_to(root).as_posix()
     return "/".join(part for part in (root.name, inside if inside != "." else "", "recipe.yaml") if part)
-
-
-def shared_facts(runs: list[RunRecord], key: str) -> list[str]:
-    """Return ``name value`` for each entry of a part of run.json; several values where Runs differ."""
-    values: dict[str, set[str]] = {}
-    for run in runs:
-        facts = run.record.get(key)
-        for name, value in facts.items() if isinstance(facts, dict) else ():
-            values.setdefault(name, set()).add(str(value))
-    return [f"{name} {' and '.join(sorted(values[name]))}" for name in values]
-
-
-def markdown_table(table: Table) -> str:
-    """Return a table as GitHub Markdown."""
-    alignment = "---" if table.words else "---:"
-    lines = [table.columns, ["---", *[alignment] * (len(table.columns) - 1)]]
-    for name, cells in table.rows:
-        texts = [f"**{cell.text}**" if cell.strong else cell.text for cell in cells]
-        details = [f" ({cell.detail})" if cell.detail else "" for cell in cells]
-        lines.append([name, *(text + detail for text, detail in zip(texts, details, strict=True))])
-    return "\n".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |" for line in lines)

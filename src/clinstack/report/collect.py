@@ -11,7 +11,8 @@ import yaml
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.tasks import OUTCOMES, Task
+from clinstack.report.published import PublishedAuroc
+from clinstack.tasks import Task
 
 STACKS: dict[str, str] = {
     "head": "Base + head",
@@ -24,8 +25,8 @@ STACKS: dict[str, str] = {
 """The six stacks in the order of Table 3 of Gema et al. 2023, with the names of its rows."""
 
 
-EMBEDDED = "embedded"
-"""The name under which recipes know the base model of the package."""
+EMBEDDED = ("embedded", "embedded-encoder")
+"""The names under which recipes know the base models of the package."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class RunRecord:
         return None if task is None else str(task)
 
     @property
+    def seed(self) -> int | None:
+        """The seed of the training."""
+        seeds = self.record.get("seeds")
+        value = seeds.get("training") if isinstance(seeds, dict) else None
+        return value if isinstance(value, int) else None
+
+    @property
     def stack(self) -> dict[str, Any]:
         """The stack's facts: base, fingerprint, numbers of parameters."""
         facts = self.record.get("stack")
@@ -77,6 +85,31 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class StackRow:
+    """A row of the tables: a stack on a base, with one Run for each task and seed.
+
+    Parameters
+    ----------
+    key : str
+        Unique in a report: the stack's label, with the base before it where there are several.
+    base : str
+        Name of the base, as the head of a group of rows.
+    spec : str
+        The stack's label.
+    name : str
+        Head of the row.
+    paper : PublishedAuroc or None
+        The row of the paper that it stands for.
+    """
+
+    key: str
+    base: str
+    spec: str
+    name: str
+    paper: PublishedAuroc | None = None
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The finished Runs below a folder, in the order of the paper's tables.
 
@@ -84,27 +117,64 @@ class ReportData:
     ----------
     root : Path
     pretrain : dict of label to RunRecord
-    finetune : dict of task name to dict of stack label to RunRecord
+    finetune : dict of task name to dict of row key to list of RunRecord
+        Several Runs of one row and task differ in their seed alone.
     tasks : dict of task name to Task
+    rows : dict of row key to StackRow
+        In the order of the tables: the rows of one base stand together.
     unfinished : list of RunRecord
         Runs whose status is not ``done``; nothing of them is in any table.
+    failures : dict of str to str
+        Cells of a study that failed, and why.
+    table : str or None
+        The table of the paper that the rows stand for, such as ``table3``.
+    reference : str or None
+        The row that all are held against; without it each base has its own.
+    budgets : dict of row key to dict
+        What each row was allowed: trials, epochs.
     """
 
     root: Path
     pretrain: dict[str, RunRecord] = field(default_factory=dict)
-    finetune: dict[str, dict[str, RunRecord]] = field(default_factory=dict)
+    finetune: dict[str, dict[str, list[RunRecord]]] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
+    rows: dict[str, StackRow] = field(default_factory=dict)
     unfinished: list[RunRecord] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    table: str | None = None
+    reference: str | None = None
+    budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[RunRecord]:
         """All finished Runs, pretraining first."""
-        return [*self.pretrain.values(), *(run for stacks in self.finetune.values() for run in stacks.values())]
+        finetuned = [run for stacks in self.finetune.values() for runs in stacks.values() for run in runs]
+        return [*self.pretrain.values(), *finetuned]
 
     @property
     def stacks(self) -> list[str]:
-        """Labels of the finetuned stacks, in the order of the paper's Table 3, others after them."""
-        return in_order((label for stacks in self.finetune.values() for label in stacks), STACKS)
+        """Keys of the rows, in their order."""
+        return list(self.rows)
+
+    @property
+    def bases(self) -> dict[str, list[StackRow]]:
+        """The rows of each base."""
+        groups: dict[str, list[StackRow]] = {}
+        for row in self.rows.values():
+            groups.setdefault(row.base, []).append(row)
+        return groups
+
+    def reference_of(self, key: str) -> str | None:
+        """Return the row that one is held against: its base with a head alone, or fine-tuned whole, or the first.
+
+        None for that row itself.
+        """
+        reference = self.reference
+        if reference is None:
+            own = self.bases[self.rows[key].base]
+            by_spec = {row.spec: row.key for row in own}
+            reference = by_spec.get("head") or by_spec.get("full") or (own[0].key if len(self.bases) > 1 else None)
+        return None if reference == key else reference
 
     @property
     def synthetic(self) -> bool:
@@ -113,8 +183,8 @@ class ReportData:
 
     @property
     def toy_base(self) -> bool:
-        """Whether any Run stands on the small model that comes with the package."""
-        return any(run.stack.get("base") == EMBEDDED for run in self.runs)
+        """Whether any Run stands on a small model that comes with the package."""
+        return any(run.stack.get("base") in EMBEDDED for run in self.runs)
 
     @property
     def caveat(self) -> str:
@@ -129,50 +199,19 @@ def in_order(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return [name for name in first if name in present] + sorted(present.difference(first))
 
 
-def collect(root: Path) -> ReportData:
-    """Read the Runs below ``root``.
-
-    Parameters
-    ----------
-    root : Path
-        Any folder that holds Runs at any depth, such as ``runs/demo``.
-
-    Returns
-    -------
-    ReportData
+def find_runs(root: Path) -> list[RunRecord]:
+    """Read all Runs below ``root``, also unfinished ones, but not the trials of sweeps.
 
     Raises
     ------
     InputError
-        There is no finished Run, a file of a finished one cannot be read, or two are the same stack on the same task.
+        ``root`` is no folder, or a file of a Run cannot be read.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: name the folder that holds the runs, such as runs/demo.")
     found = [read_run(path.parent, root) for path in sorted(root.rglob("run.json")) if _is_visible(path, root)]
-    done = [run for run in found if run.record.get("status") == "done" and run.stage in ("pretrain", "finetune")]
-    unfinished = [run for run in found if run.record.get("status") != "done"]
-    if not done:
-        waiting = f" ({len(unfinished)} unfinished, the first is {unfinished[0].name})" if unfinished else ""
-        raise InputError(f"{root}: no finished run below it{waiting}; run pretrain or finetune first.")
-
-    pretrain: dict[str, RunRecord] = {}
-    finetune: dict[str, dict[str, RunRecord]] = {}
-    for run in done:
-        place = pretrain if run.task is None else finetune.setdefault(run.task, {})
-        if run.label in place:
-            raise InputError(
-                f"{run.name} and {place[run.label].name} are both {run.label} on {run.task or 'notes'}; "
-                "name a folder that holds only one of them."
-            )
-        place[run.label] = run
-    order = in_order(finetune, OUTCOMES)
-    return ReportData(
-        root=root,
-        pretrain={label: pretrain[label] for label in sorted(pretrain)},
-        finetune={name: {label: finetune[name][label] for label in in_order(finetune[name], STACKS)} for name in order},
-        tasks={name: _task(next(iter(finetune[name].values()))) for name in order},
-        unfinished=unfinished,
-    )
+    sweeps = [run.folder for run in found if run.stage == "sweep"]
+    return [run for run in found if not any(folder in run.folder.parents for folder in sweeps)]
 
 
 def _is_visible(path: Path, root: Path) -> bool:
@@ -210,8 +249,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _task(run: RunRecord) -> Task:
-    """Find the task's label space where the stage left it: beside the stack, or with the metrics."""
+def task_of(run: RunRecord) -> Task:
+    """Find a Run's label space where the stage left it: beside the stack, or with the metrics.
+
+    Raises
+    ------
+    InputError
+        Neither says.
+    """
     for source, values in (
         (run.folder / "stack" / "stack.json", _read_mapping(run.folder / "stack" / "stack.json")),
         (run.folder / "metrics.json", run.metrics),

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from clinstack.report.sentences import headline_task
 from clinstack.report.summary import Summary
-from clinstack.report.tables import Table, auroc_table, difference_table, perplexity_table
+from clinstack.report.tables.cells import Table
+from clinstack.report.tables.language import perplexity_table
+from clinstack.report.tables.outcomes import auroc_table, difference_table
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -15,9 +17,8 @@ if TYPE_CHECKING:
 def console_tables(summary: Summary) -> list[RichTable]:
     """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
 
-    Rows carry the stacks' labels, which are shorter than the paper's names and those of the run folders; differences
-    are those of the mean over tasks. Every title says when patients or model
-    are not real.
+    Rows carry their keys, which are shorter than the paper's names and those of the run folders; differences are those
+    of the mean over tasks. Every title says when patients or model are not real.
     """
     task = headline_task(summary)
     tables = [perplexity_table(summary), auroc_table(summary, name=str)]
@@ -38,13 +39,16 @@ def rich_table(table: Table, caveat: str) -> RichTable:
     shown.add_column(table.columns[0], no_wrap=True)
     for column in [*table.columns[1:], *(["95 % interval"] if single else [])]:
         shown.add_column(column, justify="right")
-    for name, cells in table.rows:
+    for place, (name, cells) in enumerate(table.rows):
+        if place in table.groups:
+            shown.add_row(Text(table.groups[place], style="italic"))
         texts = []
         for cell in cells:
             text = Text(cell.text, style="bold" if cell.strong else "")
+            small = [part for part in (cell.detail, f"paper {cell.paper}" if cell.paper else "") if part]
             if single:
-                texts += [text, Text(cell.detail, style="dim")]
+                texts += [text, Text("; ".join(small), style="dim")]
             else:
-                texts.append(text.append(f"\n{cell.detail}" if cell.detail else "", style="dim not bold"))
+                texts.append(text.append("".join(f"\n{part}" for part in small), style="dim not bold"))
         shown.add_row(Text(name), *texts)
     return shown

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from clinstack.evaluate.compare import MACRO
-from clinstack.report.summary import FROZEN, FROZEN_LORA, HEAD, Summary
-from clinstack.report.tables import excludes_zero, interval, number, perplexity_digits, stack_name, task_name
+from clinstack.report.summary import FROZEN, FROZEN_LORA, Summary
+from clinstack.report.tables.cells import holds, interval, number, p_value, perplexity_digits
+from clinstack.report.tables.names import row_name, task_name
+from clinstack.report.tables.outcomes import reference_name
+
+_NAMED = 10
 
 
 def findings(summary: Summary) -> list[str]:
     """Return the headline sentences, as many as the figures allow."""
-    sentences = [*_perplexity(summary), *_best(summary), *_against_head(summary)]
+    sentences = [*_perplexity(summary), *_best(summary), *_against_reference(summary)]
     waiting = [run.name for run in summary.data.unfinished]
     if waiting:
-        sentences.append(f"Not in this report, because unfinished: {', '.join(waiting)}.")
+        listed = ", ".join(waiting[:_NAMED]) + (f" and {len(waiting) - _NAMED} more" if len(waiting) > _NAMED else "")
+        sentences.append(f"Not in this report, because unfinished: {listed}.")
+    sentences += [f"Not in this report: {name}, because {reason}." for name, reason in summary.data.failures.items()]
     return sentences
 
 
@@ -56,31 +62,37 @@ def _best(summary: Summary) -> list[str]:
         return []
     _, stack, row = max(known, key=lambda entry: entry[0])
     sentence = (
-        f"Of {len(known)} stacks, “{stack_name(stack)}” has the highest {_mean_auroc(summary, task)}: "
+        f"Of {len(known)} rows, “{row_name(summary.data, stack)}” has the highest {_mean_auroc(summary, task)}: "
         f"{number(row['value'])}{_bracket(row['interval'])}"
     )
-    head = summary.auroc(HEAD, task)
-    if head and stack != HEAD:
-        sentence += f"; the head alone on the unchanged base reaches {number(head['value'])}"
+    reference = summary.data.reference_of(stack)
+    against = summary.auroc(reference, task) if reference is not None else None
+    if against and reference is not None:
+        what = (
+            "the head alone on the unchanged base" if reference == "head" else f"“{row_name(summary.data, reference)}”"
+        )
+        sentence += f"; {what} reaches {number(against['value'])}"
     return [sentence + "."]
 
 
-def _against_head(summary: Summary) -> list[str]:
+def _against_reference(summary: Summary) -> list[str]:
     task = headline_task(summary)
     if task is None:
         return []
-    rows = [row for stack in summary.data.stacks if (row := summary.difference(stack, HEAD, task))]
+    rows = [row for stack in summary.data.stacks if (row := summary.against_reference(stack, task))]
     if not rows:
         return []
-    above = [row for row in rows if excludes_zero(row, above=True)]
-    below = [row for row in rows if excludes_zero(row, above=False)]
-    listed = ", ".join(f"“{stack_name(row['a'])}” by {number(row['value'])}" for row in above)
+    above = [row for row in rows if holds(row, above=True)]
+    below = [row for row in rows if holds(row, above=False)]
+    listed = ", ".join(f"“{row_name(summary.data, row['a'])}” by {number(row['value'])}" for row in above)
+    verb = "is" if len(rows) == 1 else "are"
     sentence = (
-        f"{len(above)} of {len(rows)} stacks are above the head alone by a paired difference whose 95 % interval "
+        f"{len(above)} of {len(rows)} {'row' if len(rows) == 1 else 'rows'} {verb} above {reference_name(summary)} in "
+        f"{_mean_auroc(summary, task)} by a paired difference that holds after Holm's correction"
     )
-    sentence += f"excludes 0: {listed}." if listed else "excludes 0."
+    sentence += f": {listed}." if listed else "."
     if below:
-        sentence += f" Below it likewise: {', '.join(stack_name(row['a']) for row in below)}."
+        sentence += f" Below it likewise: {', '.join(row_name(summary.data, row['a']) for row in below)}."
     return [sentence]
 
 
@@ -91,18 +103,31 @@ def _bracket(bounds: list[float] | None, *, signed: bool = False) -> str:
 def frozen_sentences(summary: Summary) -> list[str]:
     """Say whether a second adapter on the frozen clinical one changes anything, and why that is worth a sentence."""
     task = headline_task(summary)
-    row = summary.difference(FROZEN_LORA, FROZEN, task) if task else None
-    if row is None or task is None:
+    sentences = []
+    for rows in summary.data.bases.values():
+        keys = {row.spec: row.key for row in rows}
+        two, one = keys.get(FROZEN_LORA), keys.get(FROZEN)
+        difference = summary.difference(two, one, task) if task and two and one else None
+        if difference is None or task is None or two is None or one is None:
+            continue
+        if holds(difference, above=True):
+            verdict = "so the second adapter adds to the first"
+        elif holds(difference, above=False):
+            verdict = "so here the second adapter made it worse"
+        else:
+            verdict = (
+                "which does not hold after the correction: these data do not show that the second adapter adds anything"
+            )
+        p = p_value(difference.get("p_holm"))
+        sentences.append(
+            f"“{row_name(summary.data, two)}” minus “{row_name(summary.data, one)}” is "
+            f"{number(difference['value'], signed=True)} in {_mean_auroc(summary, task)}"
+            f"{_bracket(difference['interval'], signed=True)}{', ' + p if p else ''}, {verdict}."
+        )
+    if not sentences:
         return []
-    if excludes_zero(row, above=True):
-        verdict = "so the second adapter adds to the first"
-    elif excludes_zero(row, above=False):
-        verdict = "so here the second adapter made it worse"
-    else:
-        verdict = "an interval that includes 0: these data do not show that the second adapter adds anything"
     return [
-        f"“{stack_name(FROZEN_LORA)}” minus “{stack_name(FROZEN)}” is {number(row['value'], signed=True)} in "
-        f"{_mean_auroc(summary, task)}{_bracket(row['interval'], signed=True)}, {verdict}.",
+        *sentences,
         "In the code published with Gema et al. (2023) these two rows were the same computation: with the PEFT "
         "versions pinned there the second adapter never entered the forward pass and got no gradient, and training "
         "losses with and without it were bit-identical. (Whether the printed figures came from exactly that code is "

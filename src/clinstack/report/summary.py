@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from clinstack import __version__
-from clinstack.evaluate.auroc import FloatArray
 from clinstack.evaluate.compare import MACRO, Comparison, compare
-from clinstack.evaluate.curves import roc_curve
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.evaluate.predictions import read_splits
-from clinstack.report.collect import ReportData, RunRecord
+from clinstack.evaluate.scored import Scored
+from clinstack.report.collect import ReportData, RunRecord, StackRow
+from clinstack.report.published import PAPER
+from clinstack.tasks import OUTCOMES
 
-HEAD, LORA = "head", "lora"
+HEAD, LORA, FULL = "head", "lora", "full"
 FROZEN, FROZEN_LORA = "clinical-frozen", "clinical-frozen+lora"
 TRAINABLE, TRAINABLE_LORA = "clinical-trainable", "clinical-trainable+lora"
 
@@ -36,14 +39,12 @@ class Summary:
     perplexity : dict of pretrain label to dict
         As returned by `perplexity_metrics`.
     comparison : Comparison
-    curves : dict of task to dict of stack to (false-positive rates, true-positive rates)
     resamples, seed : int
     """
 
     data: ReportData
     perplexity: dict[str, dict[str, Any]]
     comparison: Comparison
-    curves: dict[str, dict[str, tuple[FloatArray, FloatArray]]] = field(repr=False)
     resamples: int
     seed: int
 
@@ -55,9 +56,24 @@ class Summary:
         """Return a stack's AUPRC on a task (``macro`` for the mean over tasks)."""
         return _find(self.comparison.auprc, stack=stack, task=task)
 
-    def difference(self, a: str, b: str, task: str) -> dict[str, Any] | None:
+    def difference(self, a: str, b: str | None, task: str) -> dict[str, Any] | None:
         """Return the AUROC of a minus that of b."""
-        return _find(self.comparison.differences, a=a, b=b, task=task)
+        return None if b is None else _find(self.comparison.differences, a=a, b=b, task=task)
+
+    def against_reference(self, stack: str, task: str) -> dict[str, Any] | None:
+        """Return the AUROC of a row minus that of the row it is held against."""
+        return self.difference(stack, self.data.reference_of(stack), task)
+
+    def scored(self, stack: str, task: str) -> Scored:
+        """Return the aligned test rows of a row's first Run on a task."""
+        rows = self.comparison.scored[task][stack]
+        return rows[0] if isinstance(rows, (list, tuple)) else rows
+
+    def measured(self, stack: str, task: str) -> list[dict[str, Any]]:
+        """Return what ``metrics.json`` says of the test patients, for each Run of a row on a task."""
+        runs = self.data.finetune.get(task, {}).get(stack, [])
+        tests = [run.metrics.get("test") for run in runs]
+        return [test for test in tests if isinstance(test, dict)]
 
     @property
     def tasks(self) -> list[str]:
@@ -75,11 +91,48 @@ class Summary:
             "differences": [dict(row) | {"metric": _metric(row["task"])} for row in self.comparison.differences],
             "tests": self.comparison.tests,
             "macro_tasks": self.tasks,
+            "rows": [
+                {
+                    "stack": row.key,
+                    "base": row.base,
+                    "spec": row.spec,
+                    "name": row.name,
+                    "reference": self.data.reference_of(row.key),
+                    "budget": self.data.budgets.get(row.key),
+                    "paper": self._printed(row),
+                }
+                for row in self.data.rows.values()
+            ],
+            "measures": self._measures(),
             "perplexity_details": self.perplexity,
             "runs": [run_facts(run) for run in self.data.runs],
             "unfinished": [run.name for run in self.data.unfinished],
+            "failed": self.data.failures,
             "bootstrap": {"unit": "patient", "resamples": self.resamples, "seed": self.seed, "level": 0.95},
         }
+
+    def _printed(self, row: StackRow) -> dict[str, Any] | None:
+        """Return the figures of the paper's row, in per cent, with the mean that they have."""
+        if row.paper is None:
+            return None
+        return {
+            "source": f"{PAPER}, {row.paper.table.replace('table', 'Table ')}",
+            "unit": "per cent",
+            "auroc": {task: row.paper.printed(task) for task in (*OUTCOMES, MACRO)},
+            "arithmetic_mean": round(row.paper.arithmetic_mean, 3),
+            "mean_is_a_slip": row.paper.mean_is_a_slip,
+        }
+
+    def _measures(self) -> list[dict[str, Any]]:
+        """Return, for each Run, what its ``metrics.json`` says beyond the ranking."""
+        keys = ("threshold", "calibration", "delong")
+        return [
+            {"stack": stack, "task": task, "seed": run.seed} | {key: test[key] for key in keys if key in test}
+            for task, stacks in self.data.finetune.items()
+            for stack, runs in stacks.items()
+            for run in runs
+            if isinstance(test := run.metrics.get("test"), dict) and any(key in test for key in keys)
+        ]
 
     def perplexity_rows(self) -> list[dict[str, Any]]:
         """Return one row for each base and each pretrained stack."""
@@ -134,10 +187,25 @@ def run_facts(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def pairs(stacks: list[str]) -> list[tuple[str, str]]:
-    """Return the contrasts of interest among the stacks that are there: each against the head, then the paper's."""
-    against_head = [(stack, HEAD) for stack in stacks if stack != HEAD and HEAD in stacks]
-    return against_head + [(a, b) for a, b in _CONTRASTS if a in stacks and b in stacks]
+def pairs(data: ReportData) -> list[tuple[str, str]]:
+    """Return the contrasts of interest among the rows that are there.
+
+    Each row against its reference, then the paper's contrasts within a base. Between bases: the same stack on one
+    decoder and the next, and the paper's two-step stack on a decoder against each encoder with LoRA (Table 4).
+    """
+    result = [(key, reference) for key in data.stacks if (reference := data.reference_of(key)) is not None]
+    if data.reference is not None:
+        return result
+    bases = [{row.spec: row.key for row in rows} for rows in data.bases.values()]
+    for own in bases:
+        result += [(own[a], own[b]) for a, b in _CONTRASTS if a in own and b in own]
+    decoders = [own for own in bases if FULL not in own]
+    for first, second in pairwise(decoders):
+        result += [(second[spec], first[spec]) for spec in second if spec in first]
+    for own in decoders:
+        others = [other for other in bases if other not in decoders and LORA in other]
+        result += [(own[TRAINABLE_LORA], other[LORA]) for other in others if TRAINABLE_LORA in own]
+    return list(dict.fromkeys(result))
 
 
 def summarise(data: ReportData, resamples: int = 1000, seed: int = 0) -> Summary:
@@ -155,12 +223,9 @@ def summarise(data: ReportData, resamples: int = 1000, seed: int = 0) -> Summary
         A Run's predictions or losses are missing, do not fit its task, or cover other test examples than another's.
     """
     comparison = compare(
-        {
-            task: {stack: run.folder / "predictions.parquet" for stack, run in stacks.items()}
-            for task, stacks in data.finetune.items()
-        },
+        {task: {stack: _tables(runs) for stack, runs in stacks.items()} for task, stacks in data.finetune.items()},
         data.tasks,
-        pairs(data.stacks),
+        pairs(data),
         resamples,
         seed,
     )
@@ -168,13 +233,15 @@ def summarise(data: ReportData, resamples: int = 1000, seed: int = 0) -> Summary
         data=data,
         perplexity={label: _held_out_perplexity(run, resamples, seed) for label, run in data.pretrain.items()},
         comparison=comparison,
-        curves={
-            task: {stack: roc_curve(rows) for stack, rows in stacks.items()}
-            for task, stacks in comparison.scored.items()
-        },
         resamples=resamples,
         seed=seed,
     )
+
+
+def _tables(runs: list[RunRecord]) -> Path | list[Path]:
+    """Return where a row's predictions are: one file, or one for each seed."""
+    paths = [run.folder / "predictions.parquet" for run in runs]
+    return paths[0] if len(paths) == 1 else paths
 
 
 def _held_out_perplexity(run: RunRecord, resamples: int, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from clinstack.evaluate.bootstrap import draw_patients, estimate
 from clinstack.evaluate.predictions import LOSS_COLUMNS, read_split
-from clinstack.report.tables import interval, number, perplexity_digits
+from clinstack.report.tables.cells import interval, number, perplexity_digits
 from clinstack.study.row import Row
 
 PAPERS_FIRST = "lora"

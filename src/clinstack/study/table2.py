@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from clinstack import __version__
-from clinstack.files import write_json, write_text
+from clinstack.files import write_json
 from clinstack.recipe import EvaluationRecipe
-from clinstack.report.build import banner, shared_facts, template_environment
+from clinstack.report.build import facts_of
 from clinstack.report.collect import ReportData, read_run
 from clinstack.report.console import rich_table
-from clinstack.report.tables import MISSING, Cell, Table, count, duration, figure, number, perplexity_digits
+from clinstack.report.pages import Page, Section, banner, write_page
+from clinstack.report.tables.cells import MISSING, Cell, Table, count, duration, figure, number, perplexity_digits
 from clinstack.study.order import order_sentences, paired_ratio, ranked
 from clinstack.study.published import SOURCE, TABLE2, published_row
 from clinstack.study.row import Row
@@ -66,6 +67,7 @@ def write_table2(
     cells: Mapping[str, tuple[Path, str | None]],
     failures: Mapping[str, str],
     evaluation: EvaluationRecipe,
+    out: Path | None = None,
 ) -> TablePaths:
     """Write the table of a study's finished Runs.
 
@@ -80,6 +82,8 @@ def write_table2(
         Cells that have no row; they are named.
     evaluation : EvaluationRecipe
         Of the paired comparison of the first with the second.
+    out : Path, optional
+        Folder to write into; ``root`` by default.
     """
     rows = []
     for name, (folder, half) in cells.items():
@@ -98,20 +102,19 @@ def write_table2(
     sentences += _published_sentences(rows)
     sentences += [f"Not in the table: {name}, because {reason}." for name, reason in failures.items()]
     tables = [_table(key, group, groups) for key, group in groups.items()]
-    context = {
-        "title": TITLE,
-        "caveat": data.caveat,
-        "banner": banner(data),
-        "sentences": sentences,
-        "tables": tables,
-        "command": f"clinstack study {root.name}/study.yaml",
-        "versions": shared_facts(data.runs, "versions"),
-        "hardware": shared_facts(data.runs, "hardware"),
-        "bases": sorted({f"{row.run.base} ({row.run.stack.get('fingerprint')})" for row in rows}),
-        "version": __version__,
-    }
-    environment = template_environment()
-    paths = TablePaths(root / "table2.html", root / "table2.md", root / "table2.json", data.caveat, tables, sentences)
+    page = Page(
+        title=TITLE,
+        caveat=data.caveat,
+        banner=banner(data),
+        sections=[Section("findings", "Findings", sentences, tables)],
+        reproduce="The study keeps its resolved recipe, and each run below it its own; the same recipes on the same "
+        "notes give the same figures.",
+        commands=[f"clinstack study {root.name}/study.yaml"],
+        facts=facts_of(data),
+        wide=True,
+    )
+    written = write_page(root if out is None else out, "table2", page)
+    paths = TablePaths(written.html, written.markdown, written.json, data.caveat, tables, sentences)
     write_json(
         paths.json,
         {
@@ -128,8 +131,6 @@ def write_table2(
             "clinstack": __version__,
         },
     )
-    write_text(paths.markdown, environment.get_template("study.md.j2").render(**context))
-    write_text(paths.html, environment.get_template("study.html.j2").render(**context))
     return paths
 
 

@@ -1,0 +1,149 @@
+"""Figures of perplexity, and of how training went."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clinstack.report.collect import RunRecord
+from clinstack.report.figures.canvas import FAINT, INK, Drawing, canvas, finish, legend, lines_of
+from clinstack.report.figures.choice import shown_rows
+from clinstack.report.summary import Summary
+from clinstack.report.tables.cells import number, perplexity_digits
+from clinstack.report.tables.names import short_name, stack_label, task_name
+
+_POINTS = 60
+"""Of a curve of the training loss: means over as many equal parts of the training."""
+
+
+def perplexity_bars(label: str, figures: dict[str, Any], caveat: str) -> Drawing:
+    """Draw perplexity before and after pretraining, by note type."""
+    groups = [("All notes", figures), *figures["by_note_type"].items()]
+    models = (("base", "Base", "#9a9a9a"), ("adapted", stack_label(label), "#0072b2"))
+    with canvas(0.9 + 0.62 * len(groups)) as (figure, axes):
+        widest = max(part["base"]["perplexity"]["value"] or 0 for _, part in groups)
+        for place, (_, part) in enumerate(groups):
+            for shift, (key, _, colour) in zip((-0.19, 0.19), models, strict=True):
+                estimate = part[key]["perplexity"]
+                if estimate["value"] is None:
+                    continue
+                axes.barh(place + shift, estimate["value"], height=0.36, color=colour)
+                end = estimate["value"]
+                if estimate["interval"]:
+                    axes.plot(estimate["interval"], [place + shift] * 2, color=INK, linewidth=1.2)
+                    end = max(end, estimate["interval"][1])
+                text = number(estimate["value"], perplexity_digits(estimate["value"]))
+                axes.text(end + 0.015 * widest, place + shift, text, va="center", fontsize=8.5, color=INK)
+        axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("Perplexity (lower is better)")
+        handles = [axes.barh(0, 0, color=colour, label=name) for _, name, colour in models]
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+        base, adapted = figures["base"]["perplexity"], figures["adapted"]["perplexity"]
+        description = (
+            f"Bars of perplexity by note type. All notes: base {number(base['value'], 1)}, "
+            f"{stack_label(label)} {number(adapted['value'], 1)}."
+        )
+        caption = "Perplexity of the base and after pretraining; lines are 95 % intervals."
+        return finish(figure, f"perplexity-{label}", description, caption, caveat)
+
+
+def pretraining_curve(label: str, run: RunRecord, caveat: str) -> Drawing | None:
+    """Draw training and validation perplexity over the steps of a pretraining; None without a log."""
+    losses, validations = _log(run)
+    if not losses:
+        return None
+    with canvas(2.6) as (figure, axes):
+        steps, means = _thinned(losses)
+        axes.plot(steps, np.exp(means), color="#9a9a9a", linewidth=1.3, label="training")
+        known = [(step, math.exp(entry["loss"])) for step, entry in validations if entry.get("loss") is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), "o-", color="#0072b2", markersize=4, linewidth=1.3, label="validation")
+        axes.set(xlabel="Step", ylabel="Perplexity")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.tick_params(axis="y", which="minor", labelsize=6.5)
+        legend(axes, stack_label(label), "upper right")
+        last = f", the last validation {number(known[-1][1], 2)}" if known else ""
+        description = (
+            f"Learning curve of the pretraining {label}: training perplexity over {losses[-1][0]} steps{last}."
+        )
+        caption = "Pretraining: the loss of training batches, averaged in parts, and of the validation patients, as "
+        caption += "perplexity."
+        return finish(figure, f"learning-{label}", description, caption, caveat)
+
+
+def learning_curves(summary: Summary, task: str, caveat: str) -> Drawing | None:
+    """Draw training loss and the validation figure of a task's rows over their steps; None without logs."""
+    data = summary.data
+    chosen = shown_rows(summary, task)
+    logs = {stack: _log(data.finetune[task][stack][0]) for stack in chosen}
+    logs = {stack: log for stack, log in logs.items() if log[0] and log[1]}
+    if not logs:
+        return None
+    lines = lines_of(data, list(logs))
+    with canvas(4.6, panels=(1, 1), share_x=True) as (figure, (upper, lower)):
+        for stack, (losses, validations) in logs.items():
+            colour, style = lines[stack]
+            upper.plot(*_thinned(losses), color=colour, linestyle=style, linewidth=1.2)
+            known = [(step, entry["auroc"]) for step, entry in validations if entry.get("auroc") is not None]
+            if not known:
+                continue
+            lower.plot(
+                *zip(*known, strict=True), color=colour, linestyle=style, linewidth=1.4, label=short_name(data, stack)
+            )
+            kept = data.finetune[task][stack][0].metrics.get("best_epoch")
+            if isinstance(kept, int) and 1 <= kept <= len(validations):
+                step, entry = validations[kept - 1]
+                lower.plot([step], [entry["auroc"]], "o", color=colour, markersize=4.5)
+        upper.set(ylabel="Training loss", title=task_name(task))
+        lower.set(ylabel="Validation AUROC", xlabel="Step")
+        lower.axhline(0.5, color=FAINT, linewidth=0.6)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+        description = f"Learning curves on {task}: training loss and validation AUROC over steps of {len(logs)} rows."
+        caption = (
+            f"{task_name(task)}: training loss, averaged in parts, and AUROC on the validation patients; "
+            f"dots: the weights that were kept.{_first_seed(summary, task)}"
+        )
+        return finish(figure, f"learning-{task}", description, caption, caveat)
+
+
+def _first_seed(summary: Summary, task: str) -> str:
+    several = any(len(runs) > 1 for runs in summary.data.finetune[task].values())
+    return " Of several seeds the first." if several else ""
+
+
+def _log(run: RunRecord) -> tuple[list[tuple[int, float]], list[tuple[int, Mapping[str, Any]]]]:
+    """Return (step, training loss) and (step, validation figures) of a Run's ``log.jsonl``."""
+    losses: list[tuple[int, float]] = []
+    validations: list[tuple[int, Mapping[str, Any]]] = []
+    path = run.folder / "log.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the half line of a killed process
+        figures = {
+            key.removeprefix("validation_"): value for key, value in entry.items() if key.startswith("validation_")
+        }
+        if figures and isinstance(entry.get("step"), int):
+            validations.append((entry["step"], figures))
+        elif isinstance(entry.get("loss"), (int, float)) and isinstance(entry.get("step"), int):
+            losses.append((entry["step"], float(entry["loss"])))
+    return losses, validations
+
+
+def _thinned(points: list[tuple[int, float]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the means of a long curve over equal parts."""
+    values = np.asarray(points, dtype=np.float64)
+    parts = np.array_split(values, min(_POINTS, len(values)))
+    means = np.asarray([part.mean(axis=0) for part in parts])
+    return means[:, 0], means[:, 1]

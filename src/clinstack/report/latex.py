@@ -1,0 +1,89 @@
+r"""Tables as LaTeX, for ``\input`` into a paper: ``booktabs`` and nothing else is needed."""
+
+from __future__ import annotations
+
+from clinstack import __version__
+from clinstack.report.tables.cells import Cell, Table
+
+_CHARACTERS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "−": r"$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "▼": r"$\downarrow$",
+    "†": r"\textdagger{}",
+    "–": "--",
+    "—": "---",
+    "“": "``",
+    "”": "''",
+    "’": "'",
+    "…": r"\ldots{}",
+    "\N{NO-BREAK SPACE}": "~",
+    "\n": " ",
+}
+
+
+def escape(text: str) -> str:
+    """Return text as LaTeX shows it, whatever signs are in it."""
+    return "".join(_CHARACTERS.get(character, character) for character in text)
+
+
+def latex_table(table: Table, caveat: str) -> str:
+    r"""Return a table as a ``table`` environment.
+
+    Figures and their intervals stand in rows below each other, the paper's in a third; the caption says ``caveat``.
+    """
+    columns = len(table.columns)
+    others = "l" * (columns - 2) + r"p{0.3\linewidth}" if table.words and columns > 2 else "r" * (columns - 1)
+    notes = " ".join(part for part in (f"{caveat}." if caveat else "", table.note) if part)
+    lines = [
+        f"% Written by clinstack {__version__}; \\usepackage{{booktabs}} in the preamble.",
+        r"\begin{table}",
+        r"\centering",
+        r"\small",
+        rf"\caption{{{escape(table.title)}. {escape(notes)}}}",
+        rf"\label{{tab:{table.key}}}",
+        rf"\begin{{tabular}}{{l{others}}}",
+        r"\toprule",
+        _line([escape(column) for column in table.columns]),
+        r"\midrule",
+    ]
+    for place, (name, cells) in enumerate(table.rows):
+        if place in table.groups:
+            if place:
+                lines.append(r"\addlinespace")
+            lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(table.groups[place])}}}}} \\")
+        lines.append(_line([escape(name), *(_value(cell) for cell in cells)]))
+        if any(cell.detail for cell in cells):
+            lines.append(_line(["", *(_small(cell.detail) for cell in cells)]))
+        if any(cell.paper for cell in cells):
+            lines.append(_line([r"\quad {\scriptsize paper}", *(_small(cell.paper) for cell in cells)]))
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(cells).rstrip() + r" \\"
+
+
+def _value(cell: Cell) -> str:
+    return rf"\textbf{{{escape(cell.text)}}}" if cell.strong else escape(cell.text)
+
+
+def _small(text: str) -> str:
+    return rf"{{\scriptsize {escape(text)}}}" if text else ""
