@@ -15,11 +15,14 @@ from rich.console import Console
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import auroc
 from clinstack.report.build import ReportPaths, build_report
-from clinstack.report.collect import STACKS, collect
+from clinstack.report.collect import STACKS
 from clinstack.report.console import console_tables
+from clinstack.report.rows import collect
 from clinstack.report.summary import summarise
-from clinstack.report.tables import Cell, all_tables, auroc_table, number
-from fake_runs import STRENGTH, TASKS, write_finetune, write_pretrain, write_run, write_runs
+from clinstack.report.tables.cells import Cell, number
+from clinstack.report.tables.listing import all_tables
+from clinstack.report.tables.outcomes import auroc_table
+from fake_runs import DECODER, TASKS, write_finetune, write_pretrain, write_run, write_runs
 
 TWO = ("mortality", "diagnoses")
 
@@ -223,7 +226,7 @@ def test_a_single_row_has_no_figures_and_no_crash(tmp_path: Path, task: str) -> 
 
 def test_real_patients_carry_no_synthetic_banner(tmp_path: Path) -> None:
     facts = {"base": "/models/private/llama", "fingerprint": "sha256:0", "trainable_parameters": 2, "parameters": 9}
-    for stack in STRENGTH:
+    for stack in DECODER:
         write_finetune(tmp_path, "mortality", stack, synthetic=False, stack=facts)
     paths = build_report(tmp_path, resamples=50)
     assert json.loads(paths.json.read_text())["synthetic"] is False

@@ -45,7 +45,7 @@ def rich_table(table: Table, caveat: str) -> RichTable:
         texts = []
         for cell in cells:
             text = Text(cell.text, style="bold" if cell.strong else "")
-            small = [part for part in (cell.detail, f"paper {cell.paper}" if cell.paper else "") if part]
+            small = [*cell.details, *([f"paper {cell.paper}"] if cell.paper else [])]
             if single:
                 texts += [text, Text("; ".join(small), style="dim")]
             else:

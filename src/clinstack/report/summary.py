@@ -66,8 +66,7 @@ class Summary:
 
     def scored(self, stack: str, task: str) -> Scored:
         """Return the aligned test rows of a row's first Run on a task."""
-        rows = self.comparison.scored[task][stack]
-        return rows[0] if isinstance(rows, (list, tuple)) else rows
+        return self.comparison.scored[task][stack]
 
     def measured(self, stack: str, task: str) -> list[dict[str, Any]]:
         """Return what ``metrics.json`` says of the test patients, for each Run of a row on a task."""
@@ -126,13 +125,20 @@ class Summary:
     def _measures(self) -> list[dict[str, Any]]:
         """Return, for each Run, what its ``metrics.json`` says beyond the ranking."""
         keys = ("threshold", "calibration", "delong")
-        return [
-            {"stack": stack, "task": task, "seed": run.seed} | {key: test[key] for key in keys if key in test}
-            for task, stacks in self.data.finetune.items()
-            for stack, runs in stacks.items()
-            for run in runs
-            if isinstance(test := run.metrics.get("test"), dict) and any(key in test for key in keys)
-        ]
+        rows = []
+        for task, stacks in self.data.finetune.items():
+            for stack, run in ((stack, run) for stack, runs in stacks.items() for run in runs):
+                test = run.metrics.get("test")
+                measured = {key: test[key] for key in keys if key in test} if isinstance(test, dict) else {}
+                if "calibration" in measured:
+                    # The bins stay in the Run's own file.
+                    measured["calibration"] = {
+                        method: {name: value for name, value in fitted.items() if name != "reliability"}
+                        for method, fitted in measured["calibration"].items()
+                    }
+                if measured:
+                    rows.append({"stack": stack, "task": task, "seed": run.seed, **measured})
+        return rows
 
     def perplexity_rows(self) -> list[dict[str, Any]]:
         """Return one row for each base and each pretrained stack."""
@@ -238,10 +244,11 @@ def summarise(data: ReportData, resamples: int = 1000, seed: int = 0) -> Summary
     )
 
 
-def _tables(runs: list[RunRecord]) -> Path | list[Path]:
-    """Return where a row's predictions are: one file, or one for each seed."""
-    paths = [run.folder / "predictions.parquet" for run in runs]
-    return paths[0] if len(paths) == 1 else paths
+def _tables(runs: list[RunRecord]) -> dict[int, Path]:
+    """Return where a row's predictions are, by seed; rows are paired by it. A Run that does not say has its place."""
+    return {
+        place if run.seed is None else run.seed: run.folder / "predictions.parquet" for place, run in enumerate(runs)
+    }
 
 
 def _held_out_perplexity(run: RunRecord, resamples: int, seed: int) -> dict[str, Any]:

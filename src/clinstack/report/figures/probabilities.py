@@ -100,7 +100,7 @@ def decision_figure(summary: Summary, task: str, caveat: str) -> Drawing | None:
         axes.set(
             ylim=(-0.35 * top, 1.08 * top), xlabel="Threshold probability", ylabel="Net benefit", title=task_name(task)
         )
-        axes.set_xlim(min(first["thresholds"]), max(first["thresholds"]))
+        axes.set_xlim(0, _last_useful(curves))
         figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
         description = (
             f"Decision curves on {task}: net benefit of {', '.join(row_name(data, stack) for stack in curves)}."
@@ -110,6 +110,17 @@ def decision_figure(summary: Summary, task: str, caveat: str) -> Drawing | None:
             f"threshold probability.{left_out_sentence(summary, task)}"
         )
         return finish(figure, f"decision-{task}", description, caption, caveat)
+
+
+def _last_useful(curves: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return up to where acting on any row brings something; beyond it all curves are 0 or below."""
+    useful = [
+        threshold
+        for curve in curves.values()
+        for threshold, benefit in zip(curve["thresholds"], curve["net_benefit"], strict=True)
+        if benefit is not None and benefit > 0
+    ]
+    return float(min(1.0, max(useful, default=0.9) + 0.1))
 
 
 def best_row(summary: Summary, task: str) -> str | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from clinstack.evaluate.auroc import BoolArray, FloatArray
-from clinstack.evaluate.curves import roc_curve
-from clinstack.evaluate.scored import Scored
+from clinstack.evaluate.auroc import FloatArray
+from clinstack.evaluate.curves import precision_recall_curve, roc_curve
 from clinstack.report.figures.canvas import WIDTH, Drawing, canvas, finish, legend, lines_of
 from clinstack.report.figures.choice import left_out_sentence, shown_rows
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import number
 from clinstack.report.tables.names import row_name, short_name, task_name
 
-GRID = 201
 _MOST_POINTS = 400
 
 
@@ -28,33 +26,6 @@ def precision_recall_figure(summary: Summary, task: str, caveat: str) -> Drawing
     curves = {stack: precision_recall_curve(summary.scored(stack, task)) for stack in shown_rows(summary, task)}
     known = {key: curve for key, curve in curves.items() if len(curve[0])}
     return _figure(summary, task, "precision-recall", known, caveat)
-
-
-def precision_recall_curve(rows: Scored) -> tuple[FloatArray, FloatArray]:
-    """Return recall and precision, or for several classes the mean precision of the scored ones at equal recall.
-
-    Returns
-    -------
-    recall, precision : arrays of float, shape (points,)
-        Precision at a recall is that of the highest threshold which reaches it; empty when no class has both labels.
-    """
-    columns = [1] if rows.task.kind == "binary" and rows.scored_columns else rows.scored_columns
-    if not columns:
-        return np.empty(0), np.empty(0)
-    grid = np.linspace(0, 1, GRID)
-    precisions = []
-    for column in columns:
-        scores = rows.margin if rows.task.kind == "binary" else rows.scores[:, column]
-        recall, precision = _steps(rows.indicator[:, column], scores)
-        precisions.append(precision[np.minimum(np.searchsorted(recall, grid - 1e-12), len(recall) - 1)])
-    return grid, np.mean(precisions, axis=0)
-
-
-def _steps(positive: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(positive[order])
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are called together
-    return found[last] / found[-1], found[last] / (last + 1)
 
 
 def _figure(
@@ -78,6 +49,7 @@ def _figure(
                 color=lines[stack][0],
                 linestyle=lines[stack][1],
                 linewidth=1.6,
+                drawstyle="default" if is_roc else "steps-pre",
                 label=f"{short_name(data, stack)}{area}",
             )
         axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal", title=task_name(task))

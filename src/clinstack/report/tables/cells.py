@@ -28,6 +28,11 @@ class Cell:
     strong: bool = False
     paper: str = ""
 
+    @property
+    def details(self) -> list[str]:
+        """The parts of the detail, for places with a line for each."""
+        return [part for part in self.detail.split("; ") if part]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -153,8 +158,6 @@ def excludes_zero(estimate: Mapping[str, Any] | None, *, above: bool) -> bool:
 
 def holds(estimate: Mapping[str, Any] | None, *, above: bool) -> bool:
     """Whether a difference above (or below) zero holds after Holm's correction over the comparison's differences."""
-    if estimate is not None and "holds" not in estimate:
-        return excludes_zero(estimate, above=above)
     if estimate is None or estimate["value"] is None or not estimate["holds"]:
         return False
     return bool(estimate["value"] > 0 if above else estimate["value"] < 0)
