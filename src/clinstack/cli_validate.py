@@ -32,11 +32,7 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         task = Task.load(Path(recipe.examples)) if isinstance(recipe, FinetuneRecipe) else None
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
     if isinstance(recipe, StudyRecipe):
-        from clinstack.study.study import resolve, study_cells
-
-        for cell in study_cells(resolve(recipe)):
-            console.print(f"cell [bold]{escape(cell.name)}[/]")
-            validate_recipe(cell.recipe, console)
+        _validate_study(recipe, console)
     if isinstance(recipe, SweepRecipe):
         from clinstack.sweep.propose import number_of_trials
         from clinstack.sweep.space import Space
@@ -47,9 +43,29 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
     console.print(f"The recipe is good: {recipe.stage} into [bold]{escape(recipe.run)}[/].")
 
 
+def _validate_study(recipe: StudyRecipe, console: Console) -> None:
+    from clinstack.study.grid import check_equal_budgets, grid_cells
+    from clinstack.study.preview import cost_table
+    from clinstack.study.study import grid_costs, means_of, resolve, study_cells
+
+    resolved = resolve(recipe)
+    if not resolved.is_grid:
+        for cell in study_cells(resolved):
+            console.print(f"cell [bold]{escape(cell.name)}[/]")
+            validate_recipe(cell.recipe, console)
+        return
+    cells = grid_cells(resolved)
+    if resolved.equal_budgets:
+        check_equal_budgets(cells)
+    means = means_of(resolved, [one.cell for one in cells])
+    console.print(cost_table(cells, grid_costs(cells, means), means.workers, "What the study is"))
+
+
 def _check_files(recipe: StageRecipe) -> None:
     from clinstack.notes.read import examples_files, notes_files
 
+    if isinstance(recipe, StudyRecipe):
+        return  # its cells are looked at one by one
     values = recipe.model_dump()
     if values.get("notes"):
         notes_files(Path(values["notes"]))

@@ -12,6 +12,9 @@ from clinstack.recipe.stage import StageRecipe
 from clinstack.recipe.training import EvaluationRecipe
 
 Scalar = bool | int | float | str | None
+Metric = Literal["score", "loss", "auroc", "auprc"]
+Sampler = Literal["gp", "tpe", "random", "grid"]
+Pruner = Literal["none", "median", "hyperband", "successive_halving"]
 _PASSWORD = re.compile(r"://[^/@]*:[^/]*@|[?&]password=", re.IGNORECASE)
 
 
@@ -74,10 +77,10 @@ class SweepRecipe(StageRecipe):
     space: dict[str, SpaceEntry] = Field(min_length=1)
     """The values of each dotted key, such as ``adapters.0.rank``."""
     trials: int = Field(default=20, ge=1)
-    metric: Literal["score", "loss", "auroc"] = "score"
+    metric: Metric = "score"
     """The validation figure to choose by: at the epoch that the trial keeps. ``score`` is what its stage chooses by."""
-    sampler: Literal["gp", "tpe", "random", "grid"] = "gp"
-    pruner: Literal["none", "median", "hyperband", "successive_halving"] = "successive_halving"
+    sampler: Sampler = "gp"
+    pruner: Pruner = "successive_halving"
     """Which trials end early, by their validation figures so far. The default saved most of those measured."""
     workers: int = Field(default=1, ge=1)
     """Processes on this machine."""
@@ -113,7 +116,7 @@ class SweepRecipe(StageRecipe):
         return self
 
     @property
-    def seeds(self) -> dict[str, int]:
+    def seeds_by_use(self) -> dict[str, int]:
         """Every seed that the stage uses, by what it is for."""
         return {"sweep": self.seed}
 

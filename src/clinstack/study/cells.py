@@ -1,4 +1,4 @@
-"""Cells: Runs of ordinary recipes on worker processes, each started when the cells that it needs are done.
+"""Cells: Runs and sweeps of ordinary recipes on worker processes, each started when the cells that it needs are done.
 
 What is done is skipped, so the same call goes on where an earlier one was killed. A cell that fails is named and the
 others go on, except those that need it. Every worker ends with the process that started it, however that ends.
@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,8 +27,12 @@ from clinstack.engine.progress import BarUpdate, WorkerBars, console, new_progre
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import read_json
 from clinstack.notes.read import examples_files, input_hashes, notes_files
-from clinstack.recipe import FinetuneRecipe, PretrainRecipe, StageRecipe
+from clinstack.recipe import FinetuneRecipe, PretrainRecipe, StageRecipe, SweepRecipe
 from clinstack.run import Run, adapter_files, is_finished
+from clinstack.study.best import adopt_trial, recipe_with_best
+from clinstack.study.devices import Devices
+from clinstack.study.words import duration
+from clinstack.sweep.sweep import sweep_inputs
 
 _MOST_WORKERS = 4
 """Each holds a copy of PyTorch: about half a gigabyte."""
@@ -42,14 +46,20 @@ class Cell:
     ----------
     name : str
         For messages, and for the ``needs`` of other cells.
-    recipe : PretrainRecipe or FinetuneRecipe
+    recipe : PretrainRecipe, FinetuneRecipe or SweepRecipe
     needs : tuple of str
         Cells whose Runs this one reads.
+    after : tuple of str
+        Cells that come first because this one gains from what they leave; should they fail, it runs all the same.
+    best_of : SweepRecipe or None
+        The search, one of ``needs``, whose best values it takes: ``recipe`` then says all but those.
     """
 
     name: str
     recipe: StageRecipe
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    best_of: SweepRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -78,22 +88,37 @@ def usual_workers() -> int:
 
 def is_done(cell: Cell) -> bool:
     """Whether the cell's Run is finished, with exactly this recipe and the inputs that are there now."""
-    recipe = cell.recipe
-    record = Path(recipe.run) / "run.json"
     # The cheap question first: hashing the notes of a whole hospital takes a while.
-    if not record.is_file() or read_json(record).get("status") != "done":
+    if not _says_done(Path(cell.recipe.run)):
         return False
+    if cell.best_of is not None and not _says_done(Path(cell.best_of.run)):
+        return False
+    recipe = recipe_with_best(cell.best_of, cell.recipe) if cell.best_of is not None else cell.recipe
+    if isinstance(recipe, SweepRecipe):
+        return is_finished(recipe, sweep_inputs(recipe))
     if isinstance(recipe, PretrainRecipe):
         files = notes_files(Path(recipe.notes))
     elif isinstance(recipe, FinetuneRecipe):
         files = examples_files(Path(recipe.examples))
     else:
-        raise InputError(f"{cell.name}: a cell is a pretrain or finetune recipe, not {recipe.stage}.")
+        raise InputError(f"{cell.name}: a cell is a pretrain, finetune or sweep recipe, not {recipe.stage}.")
     return is_finished(recipe, input_hashes([*files, *adapter_files(recipe.adapters)]))
 
 
+def _says_done(run: Path) -> bool:
+    record = run / "run.json"
+    return record.is_file() and read_json(record).get("status") == "done"
+
+
 def run_cells(
-    cells: Sequence[Cell], workers: int, *, threads: int = 1, fresh: bool = False, description: str = "Runs"
+    cells: Sequence[Cell],
+    workers: int,
+    *,
+    threads: int = 1,
+    fresh: bool = False,
+    description: str = "Runs",
+    devices: Sequence[str] = (),
+    costs: Mapping[str, float] | None = None,
 ) -> dict[str, Outcome]:
     """Run cells that are not done on worker processes, in order, and return how each ended.
 
@@ -109,6 +134,11 @@ def run_cells(
         Delete what the Runs hold and begin anew.
     description : str
         Of the bar that counts the cells.
+    devices : sequence of str
+        Values of ``CUDA_VISIBLE_DEVICES``: each worker has one for itself as far as they go, then they are shared.
+        Without any, workers see what this process sees.
+    costs : mapping of cell name to float
+        Estimated seconds: with them the bar says how long the rest will take.
 
     Raises
     ------
@@ -122,13 +152,16 @@ def run_cells(
     reader, writer = get_context("spawn").Pipe(duplex=False)
     idle: list[_Seat] = []
     running: dict[Future[Outcome], tuple[Cell, _Seat]] = {}
+    pool = Devices(devices, workers)
+    left = TimeLeft(cells, costs or {}, workers)
     with new_progress() as progress:
         bars = WorkerBars(progress)
         whole = progress.add_task(description, total=len(cells), units=0, unit="", note="")
 
         def settle(cell: Cell, outcome: Outcome) -> None:
             outcomes[cell.name] = outcome
-            progress.advance(whole)
+            left.settle(cell.name, outcome.seconds)
+            progress.update(whole, advance=1, note=left.text())
             if outcome.failure is None:
                 console.print(
                     f"  done in {outcome.seconds:5.1f} s  {cell.name}  {outcome.figure}",
@@ -149,7 +182,7 @@ def run_cells(
                     if len(running) == workers:
                         break
                     waiting.remove(cell)
-                    seat = idle.pop() if idle else _Seat(reader, threads)
+                    seat = idle.pop() if idle else _Seat(reader, threads, pool.take())
                     running[seat.submit(cell, fresh)] = cell, seat
                 finished, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for seat in [*idle, *(seat for _, seat in running.values())]:
@@ -161,6 +194,7 @@ def run_cells(
                         idle.append(seat)
                     except BrokenProcessPool:
                         outcome = Outcome(failure="its process was killed, perhaps for want of memory")
+                        pool.give_back(seat.device)
                     settle(cell, outcome)
         finally:
             for seat in idle:
@@ -196,16 +230,41 @@ def fail_if_any(outcomes: dict[str, Outcome], again: str) -> None:
         )
 
 
+class TimeLeft:
+    """How long the rest takes: estimated seconds of the cells, corrected by what those that are done took."""
+
+    def __init__(self, cells: Sequence[Cell], costs: Mapping[str, float], workers: int) -> None:
+        self._open = {cell.name: costs[cell.name] for cell in cells if cell.name in costs}
+        self._workers = workers
+        self._estimated = self._measured = 0.0
+
+    def settle(self, name: str, seconds: float) -> None:
+        """Count a cell as done after so many seconds."""
+        if name in self._open:
+            self._estimated += self._open.pop(name)
+            self._measured += seconds
+
+    def text(self) -> str:
+        """Return the time left for a line of progress; empty where nothing was estimated."""
+        if not self._open:
+            return ""
+        factor = self._measured / self._estimated if self._estimated else 1.0
+        longest = max(self._open.values())
+        seconds = factor * max(longest, sum(self._open.values()) / self._workers)
+        return f"about {duration(seconds)} left"
+
+
 class _Seat:
     """One worker process, and the queue of its bars.
 
     A pool of one each, so that a killed worker takes no other cell with it and its cell is known.
     """
 
-    def __init__(self, alive: Connection, threads: int) -> None:
+    def __init__(self, alive: Connection, threads: int, device: str | None) -> None:
         context = get_context("spawn")
+        self.device = device
         self._updates: Queue[BarUpdate] = context.Queue()
-        self._pool = ProcessPoolExecutor(1, context, _start_worker, (self._updates, alive, threads))
+        self._pool = ProcessPoolExecutor(1, context, _start_worker, (self._updates, alive, threads, device))
 
     def submit(self, cell: Cell, fresh: bool) -> Future[Outcome]:
         # The first submit starts the process, which inherits what is blocked: control-C would end it in the middle of
@@ -227,8 +286,11 @@ class _Seat:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(updates: Queue[BarUpdate], alive: Connection, threads: int) -> None:
-    """Set a worker up: its threads, bars to the parent, and an end when the parent is gone or wants it."""
+def _start_worker(updates: Queue[BarUpdate], alive: Connection, threads: int, device: str | None) -> None:
+    """Set a worker up: its GPU, its threads, bars to the parent, an end when the parent is gone or wants it."""
+    if device is not None:
+        # Read when torch first asks for a GPU, and torch is imported below.
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     # Control-C reaches the whole group of processes; the parent decides what becomes of the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -250,7 +312,7 @@ def run_cell(cell: Cell, *, fresh: bool = False) -> Outcome:
     """Run a cell in this process; a failure is returned, not raised."""
     begin = time.monotonic()
     try:
-        run = _stage_of(cell.recipe)(fresh)
+        run = _run(cell, fresh)
     except ClinstackError as error:
         return Outcome(time.monotonic() - begin, failure=str(error))
     except OSError as error:
@@ -266,19 +328,34 @@ def run_cell(cell: Cell, *, fresh: bool = False) -> Outcome:
     return Outcome(time.monotonic() - begin, _first_figure(run))
 
 
+def _run(cell: Cell, fresh: bool) -> Run | Path:
+    """Run the stage of a cell; return its Run, or the folder of one that was a trial of its search already."""
+    if cell.best_of is None:
+        return _stage_of(cell.recipe)(fresh)
+    recipe = recipe_with_best(cell.best_of, cell.recipe)
+    return adopt_trial(cell.best_of, recipe) or _stage_of(recipe)(fresh)
+
+
 def _stage_of(recipe: StageRecipe) -> Callable[[bool], Run]:
     from clinstack.stages.finetune import finetune
     from clinstack.stages.pretrain import pretrain
+    from clinstack.sweep.sweep import sweep
 
     if isinstance(recipe, PretrainRecipe):
         return lambda fresh: pretrain(recipe, fresh=fresh)
     if isinstance(recipe, FinetuneRecipe):
         return lambda fresh: finetune(recipe, fresh=fresh)
-    raise InputError(f"a cell is a pretrain or finetune recipe, not {recipe.stage}")
+    if isinstance(recipe, SweepRecipe):
+        return lambda fresh: sweep(recipe, fresh=fresh)
+    raise InputError(f"a cell is a pretrain, finetune or sweep recipe, not {recipe.stage}")
 
 
-def _first_figure(run: Run) -> str:
-    test = read_json(run.folder / "metrics.json")["test"]
+def _first_figure(run: Run | Path) -> str:
+    metrics = read_json((run if isinstance(run, Path) else run.folder) / "metrics.json")
+    if "best" in metrics:
+        value = metrics["best"]["value"]
+        return f"best validation {metrics['metric']} {value:.3f} of {metrics['trials']['total']} trials"
+    test = metrics["test"]
     if "adapted" in test:
         before, after = (test[name]["perplexity"]["value"] for name in ("base", "adapted"))
         return f"perplexity {before:.1f} -> {after:.1f}"
@@ -293,7 +370,7 @@ def _check_needs(cells: Sequence[Cell]) -> None:
             raise InputError(f"{name}: two cells have this name.")
     settled: set[str] = set()
     left = list(cells)
-    while ready := [cell for cell in left if not {*cell.needs} & {*names} - settled]:
+    while ready := [cell for cell in left if not {*cell.needs, *cell.after} & {*names} - settled]:
         settled |= {cell.name for cell in ready}
         left = [cell for cell in left if cell not in ready]
     if left:
@@ -306,4 +383,4 @@ def _lost_need(cell: Cell, outcomes: dict[str, Outcome]) -> str | None:
 
 def _open_needs(cell: Cell, waiting: Sequence[Cell], running: dict[Future[Outcome], tuple[Cell, _Seat]]) -> set[str]:
     unsettled = {other.name for other in waiting} | {other.name for other, _ in running.values()}
-    return {*cell.needs} & unsettled
+    return {*cell.needs, *cell.after} & unsettled

@@ -3,32 +3,75 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+from rich.console import Console
 
 from clinstack.engine.progress import console
 from clinstack.errors import InputError
 from clinstack.files import write_text
-from clinstack.notes.read import notes_files
-from clinstack.recipe import (
-    PretrainRecipe,
-    StudyRecipe,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    read_yaml,
-    recipe_file,
-    set_value,
-)
+from clinstack.recipe import PretrainRecipe, StudyRecipe, TrainingStageRecipe, dump_recipe, load_recipe, parse_recipe
 from clinstack.run import locked_folder
-from clinstack.study.cells import Cell, fail_if_any, is_done, run_cells, usual_workers
-from clinstack.study.table2 import TablePaths, write_table2
+from clinstack.study.cells import Cell, Outcome, fail_if_any, is_done, run_cells, usual_workers
+from clinstack.study.cost import Cost, cell_costs, machine_speed
+from clinstack.study.devices import device_names
+from clinstack.study.grid import GridCell, check_equal_budgets, grid_cells
+from clinstack.study.overrides import joined, resolved_recipe
+from clinstack.study.preview import cost_table
+from clinstack.study.record import write_record
+from clinstack.study.schedule import in_order
+from clinstack.study.support import check_cells, check_grid
+from clinstack.study.table2 import write_table2
 
 EMBEDDED = "embedded"
+ENCODER = "embedded-encoder"
+_OF_THE_USER = ("run", "notes", "tasks", "seeds", "only", "workers", "devices", "evaluation", "common")
+"""Keys of a study that stay where another study's cells stand in for its own."""
 
 
-def study(recipe: StudyRecipe, *, fresh: bool = False) -> TablePaths:
+class StudyPaths(Protocol):
+    """What a study wrote at its end."""
+
+    @property
+    def html(self) -> Path:
+        """The page."""
+
+    @property
+    def markdown(self) -> Path:
+        """The same tables as Markdown."""
+
+    @property
+    def json(self) -> Path:
+        """And as JSON."""
+
+    def show(self, console: Console) -> None:
+        """Print the tables."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a study runs on.
+
+    Parameters
+    ----------
+    workers : int
+        Cells at a time.
+    threads : int
+        Of PyTorch in each worker.
+    devices : tuple of str
+        ``CUDA_VISIBLE_DEVICES`` of the workers; empty without GPUs.
+    """
+
+    workers: int
+    threads: int
+    devices: tuple[str, ...]
+
+
+def study(recipe: StudyRecipe, *, fresh: bool = False) -> StudyPaths:
     """Run the cells of a study that are not done, and write its table.
 
     Parameters
@@ -45,19 +88,19 @@ def study(recipe: StudyRecipe, *, fresh: bool = False) -> TablePaths:
         Cells failed; the table of the others is written all the same.
     """
     resolved = resolve(recipe)
+    if resolved.is_grid:
+        return _run_grid(resolved, fresh)
     cells = study_cells(resolved)
     root = Path(resolved.run)
     with locked_folder(root, "study", lambda: _refuse_run(root)):
         write_text(root / "study.yaml", dump_recipe(resolved))
-        left = cells if fresh else [cell for cell in cells if not is_done(cell)]
-        if len(left) < len(cells):
-            console.print(f"{len(cells) - len(left)} of {len(cells)} Runs are done already.")
-        outcomes = {}
+        left = _not_done(cells, fresh)
+        outcomes: dict[str, Outcome] = {}
         if left:
             check_cells(left)
-            workers, threads = _workers_and_threads(resolved, left)
-            outcomes = run_cells(left, workers, threads=threads, fresh=fresh)
-        failures = {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure is not None}
+            means = means_of(resolved, left)
+            outcomes = run_cells(left, means.workers, threads=means.threads, fresh=fresh, devices=means.devices)
+        failures = _failures(outcomes)
         if len(failures) == len(cells):
             fail_if_any(outcomes, "the study")
         papers = {cell.name: cell.paper for cell in resolved.chosen}
@@ -73,6 +116,59 @@ def study(recipe: StudyRecipe, *, fresh: bool = False) -> TablePaths:
     return paths
 
 
+def _run_grid(recipe: StudyRecipe, fresh: bool) -> StudyPaths:
+    cells = grid_cells(recipe)
+    if recipe.equal_budgets:
+        check_equal_budgets(cells)
+    root = Path(recipe.run)
+    with locked_folder(root, "study", lambda: _refuse_run(root)):
+        write_text(root / "study.yaml", dump_recipe(recipe))
+        names = {cell.name for cell in _not_done([one.cell for one in cells], fresh)}
+        outcomes: dict[str, Outcome] = {}
+        if names:
+            means = means_of(recipe, [one.cell for one in cells])
+            costs = grid_costs(cells, means)
+            left = in_order([one for one in cells if one.cell.name in names], _seconds(costs))
+            console.print(cost_table(left, costs, means.workers, "What there is to do"))
+            write_record(root, recipe, cells)
+            outcomes = run_cells(
+                [one.cell for one in left],
+                means.workers,
+                threads=means.threads,
+                fresh=fresh,
+                devices=means.devices,
+                costs=_seconds(costs),
+            )
+        failures = _failures(outcomes)
+        write_record(root, recipe, cells, failures)
+        if not any(is_done(one.cell) for one in cells if one.role == "final"):
+            fail_if_any(outcomes, "the study")
+        from clinstack.report.study_report import write_study_report
+
+        paths: StudyPaths = write_study_report(root, recipe.evaluation)
+        if failures:
+            paths.show(console)
+        fail_if_any(outcomes, "the study")
+    return paths
+
+
+def grid_costs(cells: Sequence[GridCell], means: Means) -> dict[str, Cost]:
+    """Check a grid's cells, and return the estimated cost of each on this machine.
+
+    Raises
+    ------
+    InputError
+        Naming the cell that would fail.
+    """
+    supports = check_grid(cells)
+
+    @lru_cache
+    def speed_of(width: int) -> object:
+        return machine_speed(width, means.threads)
+
+    return cell_costs(cells, supports, speed_of)  # type: ignore[arg-type]  # what lru_cache makes of it
+
+
 def resolve(recipe: StudyRecipe) -> StudyRecipe:
     """Return the study itself, or with the cells of the one that stands in for it on the embedded base."""
     if recipe.base != EMBEDDED or recipe.embedded is None:
@@ -81,12 +177,14 @@ def resolve(recipe: StudyRecipe) -> StudyRecipe:
     assert isinstance(other, StudyRecipe)
     console.print(f"The published sizes do not fit the embedded base: the cells are those of {recipe.embedded}.")
     values = recipe.model_dump(mode="json", exclude={"embedded"})
-    values.update(
-        cells=other.model_dump(mode="json")["cells"],
-        # The user's stand last, so that they win.
-        common=_joined(other.common, recipe.common),
-        notes=recipe.notes or other.notes,
-    )
+    if other.is_grid:
+        # The bases are the stand-in's too: an encoder does not become the decoder of that name.
+        own = {key: values[key] for key in _OF_THE_USER}
+        values = {**other.model_dump(mode="json", exclude={"embedded"}), **own, "table": recipe.table}
+    else:
+        values["cells"] = other.model_dump(mode="json")["cells"]
+    # The user's stand last, so that they win.
+    values.update(common=joined(other.common, recipe.common), notes=recipe.notes or other.notes)
     resolved = parse_recipe(values, recipe.embedded)
     assert isinstance(resolved, StudyRecipe)
     return resolved
@@ -100,17 +198,14 @@ def study_cells(recipe: StudyRecipe) -> list[Cell]:
     InputError
         Naming the cell and what is wrong with its recipe.
     """
+    if recipe.is_grid:
+        return [one.cell for one in grid_cells(recipe)]
     cells = []
     for cell in recipe.chosen:
         source = f"cell {cell.name} ({cell.recipe})"
-        values = read_yaml(recipe_file(Path(cell.recipe)))
-        for key, value in _joined(cell.overrides, recipe.common).items():
-            set_value(values, key, value, source)
-        for key, value in (("base", recipe.base), ("notes", recipe.notes)):
-            if value is not None:
-                values[key] = value
-        values["run"] = str(Path(recipe.run) / cell.name)
-        parsed = parse_recipe(values, source)
+        own = {key: value for key, value in (("base", recipe.base), ("notes", recipe.notes)) if value is not None}
+        own["run"] = str(Path(recipe.run) / cell.name)
+        parsed = resolved_recipe(cell.recipe, joined(cell.overrides, recipe.common, own), source)
         if not isinstance(parsed, PretrainRecipe):
             raise InputError(
                 f"{source}: {recipe.table} is a table of pretrained stacks; this is a {parsed.stage} recipe."
@@ -119,47 +214,31 @@ def study_cells(recipe: StudyRecipe) -> list[Cell]:
     return cells
 
 
-def check_cells(cells: Sequence[Cell]) -> None:
-    """Refuse what would fail sooner or later: no Notes, or a base that does not support a method. Reads no weights.
-
-    Raises
-    ------
-    InputError
-        Naming the cell.
-    """
-    from clinstack.model.support import check_support
-
-    for cell in cells:
-        assert isinstance(cell.recipe, PretrainRecipe)
-        try:
-            notes_files(Path(cell.recipe.notes))
-            check_support(cell.recipe, None)
-        except InputError as error:
-            raise InputError(f"cell {cell.name}: {error}") from None
-
-
-def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return overrides, flat with dotted keys; those of ``second`` stand last."""
-    return {**_flat(first), **_flat(second)}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
-def _workers_and_threads(recipe: StudyRecipe, cells: list[Cell]) -> tuple[int, int]:
+def means_of(recipe: StudyRecipe, cells: Sequence[Cell]) -> Means:
+    """Return how many cells run at a time, and on what."""
     import torch
 
-    gpu = torch.cuda.is_available()
-    workers = recipe.workers or (1 if gpu else min(usual_workers(), len(cells)))
-    toy = all(isinstance(cell.recipe, PretrainRecipe) and cell.recipe.base == EMBEDDED for cell in cells)
-    return workers, 1 if toy and not gpu else max(1, (os.cpu_count() or 1) // workers)
+    devices = device_names(torch.cuda.device_count(), recipe.devices)
+    workers = recipe.workers or (len(devices) if devices else min(usual_workers(), len(cells)))
+    recipes = [cell.recipe for cell in cells if isinstance(cell.recipe, TrainingStageRecipe)]
+    toy = all(one.base in {EMBEDDED, ENCODER} for one in recipes)
+    threads = 1 if toy and not devices else max(1, (os.cpu_count() or 1) // workers)
+    return Means(workers, threads, devices)
+
+
+def _not_done(cells: Sequence[Cell], fresh: bool) -> list[Cell]:
+    left = list(cells) if fresh else [cell for cell in cells if not is_done(cell)]
+    if len(left) < len(cells):
+        console.print(f"{len(cells) - len(left)} of {len(cells)} Runs are done already.")
+    return left
+
+
+def _seconds(costs: Mapping[str, Cost]) -> dict[str, float]:
+    return {name: cost.seconds for name, cost in costs.items()}
+
+
+def _failures(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    return {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure is not None}
 
 
 def _refuse_run(root: Path) -> None:

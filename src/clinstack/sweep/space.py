@@ -61,8 +61,10 @@ class Space:
                 set_value(plain, key, value, f"overrides: {key}")
         if plain.get("stage") not in {"pretrain", "finetune"}:
             raise InputError(f"recipe: {recipe.recipe} is no recipe of pretrain or finetune.")
-        if recipe.metric == "auroc" and plain["stage"] == "pretrain":
-            raise InputError("metric: auroc is a figure of finetune; pretrain has loss (the logarithm of perplexity).")
+        if recipe.metric in {"auroc", "auprc"} and plain["stage"] == "pretrain":
+            raise InputError(
+                f"metric: {recipe.metric} is a figure of finetune; pretrain has loss (the logarithm of perplexity)."
+            )
         space = cls(recipe.recipe, plain, recipe.space)
         if "run" in space.entries:
             raise InputError("space: run is the folder of each trial and is named by the sweep.")

@@ -39,8 +39,7 @@ def sweep(recipe: SweepRecipe, *, fresh: bool = False) -> Run:
     space = Space.of(recipe)
     trial_recipe = space.example
     data = _data(trial_recipe)
-    files = notes_files(data) if isinstance(trial_recipe, PretrainRecipe) else examples_files(data)
-    hashes = input_hashes([*files, *adapter_files(trial_recipe.adapters)])
+    hashes = _data_hashes(trial_recipe)
     inputs = {**hashes, **input_hashes([recipe_file(Path(recipe.recipe))])}
     task = data.name if trial_recipe.stage == "finetune" else None
     facts = {
@@ -74,6 +73,17 @@ def sweep(recipe: SweepRecipe, *, fresh: bool = False) -> Run:
         write_results(run.folder, recipe, space, results)
         run.finish()
         return run
+
+
+def sweep_inputs(recipe: SweepRecipe) -> dict[str, str]:
+    """Return the hashes of what a sweep reads: the recipe of its trials, their notes and their adapters."""
+    return {**_data_hashes(Space.of(recipe).example), **input_hashes([recipe_file(Path(recipe.recipe))])}
+
+
+def _data_hashes(recipe: TrialRecipe) -> dict[str, str]:
+    data = _data(recipe)
+    files = notes_files(data) if isinstance(recipe, PretrainRecipe) else examples_files(data)
+    return input_hashes([*files, *adapter_files(recipe.adapters)])
 
 
 def _data(recipe: TrialRecipe) -> Path:

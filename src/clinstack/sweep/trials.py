@@ -162,7 +162,7 @@ def kept_figures(run: Run) -> dict[str, float]:
 
 def _figure(figures: dict[str, float], metric: str) -> float:
     if metric not in figures:
-        raise InputError("metric: auroc is unknown, the validation patients have one class only; choose loss.")
+        raise InputError(f"metric: {metric} is unknown, the validation patients have one class only; choose loss.")
     return figures[metric]
 
 
