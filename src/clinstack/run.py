@@ -196,8 +196,10 @@ def is_finished(recipe: StageRecipe, inputs: dict[str, str]) -> bool:
     if not (folder / "run.json").is_file():
         return False
     record = read_json(folder / "run.json")
-    same_recipe = (folder / "recipe.yaml").read_text(encoding="utf-8") == dump_recipe(recipe)
-    return bool(record["status"] == "done" and record["inputs"] == inputs and same_recipe)
+    if record["status"] != "done" or record["inputs"] != inputs:
+        return False
+    before, now = (folder / "recipe.yaml").read_text(encoding="utf-8"), dump_recipe(recipe)
+    return before == now or _deciding(yaml.safe_load(before)) == _deciding(yaml.safe_load(now))
 
 
 def adapter_files(adapters: Sequence[AdapterRecipe]) -> list[Path]:
@@ -258,7 +260,7 @@ def _reopen(folder: Path, recipe: StageRecipe, inputs: dict[str, str]) -> dict[s
         )
     # The directory is this one, however its path is written now.
     now = yaml.safe_load(dump_recipe(recipe)) | {"run": before.get("run")}
-    changes = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(before, now)]
+    changes = [f"{key}: {old!r} -> {new!r}" for key, old, new in _differences(_deciding(before), _deciding(now))]
     if changes:
         raise InputError(f"{folder} was begun with another recipe ({'; '.join(changes[:5])}). {remedy}")
     changed = sorted(name for name in {*record["inputs"], *inputs} if record["inputs"].get(name) != inputs.get(name))
@@ -282,13 +284,21 @@ def _create(folder: Path, recipe: StageRecipe, inputs: dict[str, str], facts: di
         "starts": 1,
         "seconds": {},
         **environment(),
-        "seeds": recipe.seeds,
+        "seeds": recipe.seeds_by_use,
         "inputs": inputs,
     }
     # The recipe first: a directory with run.json always has its recipe.
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / "run.json", record)
     return record
+
+
+def _deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what says only when features are computed, which changes no result."""
+    result = {key: value for key, value in values.items() if key != "share_features"}
+    if isinstance(result.get("overrides"), dict):  # of a sweep
+        result["overrides"] = _deciding(result["overrides"])
+    return result
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

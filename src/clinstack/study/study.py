@@ -145,7 +145,7 @@ def _run_grid(recipe: StudyRecipe, fresh: bool) -> StudyPaths:
             fail_if_any(outcomes, "the study")
         from clinstack.report.study_report import write_study_report
 
-        paths: StudyPaths = write_study_report(root, recipe.evaluation)
+        paths: StudyPaths = write_study_report(root, recipe.evaluation, failures)
         if failures:
             paths.show(console)
         fail_if_any(outcomes, "the study")

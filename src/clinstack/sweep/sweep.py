@@ -110,7 +110,8 @@ def _study_name(recipe: SweepRecipe, space: Space, inputs: dict[str, str]) -> st
     settings: dict[str, Any] = recipe.model_dump(mode="json")
     for key in ("run", "workers", "storage", "recipe", "overrides", "evaluation"):
         del settings[key]
-    plain = {key: value for key, value in space.plain.items() if key not in {"run", "notes", "examples", "base"}}
+    elsewhere = {"run", "notes", "examples", "base", "share_features"}
+    plain = {key: value for key, value in space.plain.items() if key not in elsewhere}
     adapters = [
         {key: value for key, value in adapter.items() if key != "path"} for adapter in plain.pop("adapters", [])
     ]
