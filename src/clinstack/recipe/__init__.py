@@ -2,7 +2,7 @@
 
 from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
 from clinstack.recipe.evaluate import EvaluateRecipe
-from clinstack.recipe.finetune import FinetuneRecipe
+from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.reading import (
     PRESETS,
@@ -31,6 +31,7 @@ __all__ = [
     "EvaluateRecipe",
     "EvaluationRecipe",
     "FinetuneRecipe",
+    "LossRecipe",
     "PretrainRecipe",
     "Section",
     "SpaceEntry",

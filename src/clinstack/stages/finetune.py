@@ -18,11 +18,12 @@ from torch import Tensor
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.distributed import open_shared_run
-from clinstack.engine.losses import class_weights, classification_loss
+from clinstack.engine.losses import check_loss, class_weights, classification_loss
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
-from clinstack.evaluate.classification import classification_metrics, primary_auroc
+from clinstack.evaluate.classification import classification_metrics
+from clinstack.evaluate.scored import Scored
 from clinstack.files import replacing_file, write_json
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
@@ -35,7 +36,7 @@ from clinstack.tokens.batches import shuffled_batches
 
 
 class FinetuneObjective:
-    """A task's loss on its training examples; validation chooses by AUROC or by the same loss."""
+    """A task's loss on its training examples; validation chooses by AUROC, by AUPRC or by the same loss."""
 
     unit = "notes"
 
@@ -65,20 +66,21 @@ class FinetuneObjective:
         return len(batch)
 
     def validate(self) -> dict[str, float]:
-        """Return loss and primary AUROC on the validation patients."""
+        """Return loss, primary AUROC and AUPRC on the validation patients, and as score what the recipe selects by."""
         logits = self._validation.all_logits(self._recipe.training.batch_size)
         total, weight = self._loss(torch.from_numpy(logits), self._validation.targets)
         figures = {"loss": float(total) / weight}
-        auroc = primary_auroc(self._task, self._labels, logits.tolist())
-        if not np.isnan(auroc):  # JSON has no NaN
-            figures["auroc"] = auroc
-        by_loss = self._recipe.select == "loss" or np.isnan(auroc)
-        figures["score"] = -figures["loss"] if by_loss else auroc
+        table = Scored.build(self._task, self._labels, logits.astype(np.float64))
+        for name, (value,) in zip(("auroc", "auprc"), table.headline(table.unit_weights), strict=True):
+            if not np.isnan(value):  # JSON has no NaN
+                figures[name] = float(value)
+        by_loss = self._recipe.select == "loss" or self._recipe.select not in figures
+        figures["score"] = -figures["loss"] if by_loss else figures[self._recipe.select]
         return figures
 
     def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         weights = None if self._weights is None else self._weights.to(logits.device)
-        loss, weight = classification_loss(self._task, logits, targets.to(logits.device), weights)
+        loss, weight = classification_loss(self._task, logits, targets.to(logits.device), weights, self._recipe.loss)
         return loss, float(weight)
 
 
@@ -87,6 +89,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
     folder = Path(recipe.examples)
     inputs = input_hashes([*examples_files(folder), *adapter_files(recipe.adapters)])
     task, examples = read_examples(folder)
+    check_loss(task, recipe.loss)
     label = stack_label(recipe.adapters)
     facts = {"stage": "finetune", "label": label, "task": task.name, "synthetic": is_synthetic(folder)}
     with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:

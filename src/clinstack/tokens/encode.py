@@ -70,9 +70,9 @@ class TextEncoder:
             return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
         return [np.array(ids, dtype=self.dtype) for ids in encodings]
 
-    def places(self, encoding: Any) -> NDArray[np.int64]:
-        """Return the character of its text at which each token begins."""
-        return np.array([begin for begin, _ in encoding.offsets], dtype=np.int64)
+    def places(self, encoding: Any, tokens: range) -> NDArray[np.int64]:
+        """Return the character of its text at which each of these tokens begins."""
+        return np.array([begin for begin, _ in encoding.offsets[tokens.start : tokens.stop]], dtype=np.int64)
 
 
 def _model_hash(tokenizer: PreTrainedTokenizerBase) -> str:

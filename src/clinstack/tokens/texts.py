@@ -198,7 +198,7 @@ def _by_ranges(
         if with_places and spans is not None:
             report.knows_sections = True
             if gap:
-                _count_sections(report.by_section, spans, encoder.places(encoding)[gap.start : gap.stop])
+                _count_sections(report.by_section, spans, encoder.places(encoding, gap))
         yield [[ids[part.start : part.stop] for part in piece] for piece in pieces]
 
 
