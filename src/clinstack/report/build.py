@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TITLE = "Adapter stacks on clinical notes"
+_MOST_DIFFERENCES = 80
+"""So many are shown whole; of more, the page shows the mean over tasks, and each task when asked."""
 _APPENDIX = ("budgets", "runs")
 
 
@@ -117,6 +119,7 @@ def write_report(
 
 def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) -> list[Section]:
     frozen = frozen_sentences(summary)
+    short = len(summary.comparison.differences) <= _MOST_DIFFERENCES
     codes = [table for key, table in tables.items() if key.startswith("codes-")]
 
     def blocks(*wanted: str | Gallery | Remark | None) -> list[Table | Gallery | Remark]:
@@ -142,8 +145,9 @@ def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) 
             "What each adapter adds",
             blocks=blocks(
                 Remark("Is the second adapter there at all?", frozen) if frozen else None,
-                Gallery(figures.forest),
+                Gallery(figures.forest if short else figures.forest[:1]),
                 "differences",
+                None if short else Gallery(figures.forest[1:], "Paired differences by task"),
             ),
         ),
         Section(

@@ -199,12 +199,13 @@ def pairs(data: ReportData) -> list[tuple[str, str]]:
     Each row against its reference, then the paper's contrasts within a base. Between bases: the same stack on one
     decoder and the next, and the paper's two-step stack on a decoder against each encoder with LoRA (Table 4).
     """
-    result = [(key, reference) for key in data.stacks if (reference := data.reference_of(key)) is not None]
+    result = []
+    bases = [{row.spec: row.key for row in rows} for rows in data.bases.values()]
+    for rows, own in zip(data.bases.values(), bases, strict=True):
+        result += [(row.key, reference) for row in rows if (reference := data.reference_of(row.key)) is not None]
+        result += [(own[a], own[b]) for a, b in _CONTRASTS if data.reference is None and a in own and b in own]
     if data.reference is not None:
         return result
-    bases = [{row.spec: row.key for row in rows} for rows in data.bases.values()]
-    for own in bases:
-        result += [(own[a], own[b]) for a, b in _CONTRASTS if a in own and b in own]
     decoders = [own for own in bases if FULL not in own]
     for first, second in pairwise(decoders):
         result += [(second[spec], first[spec]) for spec in second if spec in first]

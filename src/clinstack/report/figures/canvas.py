@@ -101,17 +101,20 @@ def finish(figure: Figure, key: str, description: str, caption: str, caveat: str
         For those who cannot see it.
     caption : str
     caveat : str
-        Written below the figure; empty when patients and model are real.
+        Written above the figure; empty when patients and model are real.
     """
     key = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
     if caveat:
-        figure.text(0.99, -0.01, caveat, ha="right", va="top", fontsize=6.5, color="#6b4500")
+        strip = 0.15 / figure.get_figheight()
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - strip))
+        figure.text(0.99, 1 - 0.2 * strip, caveat, ha="right", va="top", fontsize=6.5, color="#6b4500")
+    # The layout is found once, not once for each form.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03, metadata={"Date": None})
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     pixels = io.BytesIO()
-    figure.savefig(
-        pixels, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.03, metadata={"Software": None}
-    )
+    figure.savefig(pixels, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     whole = re.sub(r" *<metadata>.*?</metadata>\n?", "", text.getvalue(), flags=re.DOTALL)
     return Drawing(key, _inline(whole, key, description), caption, whole, pixels.getvalue())
 

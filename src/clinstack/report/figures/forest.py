@@ -8,7 +8,10 @@ from clinstack.evaluate.compare import MACRO
 from clinstack.report.figures.canvas import FAINT, Drawing, canvas, finish
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import holds, number
-from clinstack.report.tables.names import short_name, task_name
+from clinstack.report.tables.names import heads, pair_group, pair_name, task_name
+
+_LONG = 40
+"""Letters of a name that leave room for its figures on the same line."""
 
 
 def forest_figures(summary: Summary, caveat: str) -> list[Drawing]:
@@ -20,12 +23,16 @@ def forest_figures(summary: Summary, caveat: str) -> list[Drawing]:
 
 
 def _forest(summary: Summary, task: str, rows: list[dict[str, Any]], span: tuple[float, float], caveat: str) -> Drawing:
-    def name_of(row: dict[str, Any], word: str) -> str:
-        return f"{short_name(summary.data, row['a'])} {word} {short_name(summary.data, row['b'])}"
-
-    with canvas(0.9 + 0.38 * len(rows)) as (figure, axes):
+    data = summary.data
+    begins = heads(pair_group(data, row["a"], row["b"]) for row in rows)
+    names = [pair_name(data, row["a"], row["b"]) for row in rows]
+    above = [0.36 * (2 if len(name) > _LONG else 1) for name in names]  # of words over each interval
+    places: list[float] = []
+    for at, height in enumerate(above):
+        places.append((places[-1] + 0.64 if places else -0.36) + height + (0.75 if at in begins else 0))
+    with canvas(0.9 + 0.38 * (places[-1] + 1)) as (figure, axes):
         across = axes.get_yaxis_transform()
-        for place, row in enumerate(rows):
+        for at, (row, place, name) in enumerate(zip(rows, places, names, strict=True)):
             clear = holds(row, above=True) or holds(row, above=False)
             colour = "#0072b2" if clear else "#767676"
             axes.plot([0, 0], [place - 0.18, place + 0.46], color=FAINT, linewidth=0.9)  # not through the words
@@ -34,14 +41,17 @@ def _forest(summary: Summary, task: str, rows: list[dict[str, Any]], span: tuple
             axes.plot([row["value"]], [place], "D", markersize=5.5, color=colour, markerfacecolor=fill)
             bounds = ", ".join(number(bound, signed=True) for bound in row["interval"])
             values = f"{number(row['value'], signed=True)} [{bounds}]"
-            axes.text(0, place - 0.36, name_of(row, "−"), transform=across, fontsize=7.5, va="center")
+            first = place - above[at]
+            if at in begins:
+                axes.text(0, first - 0.5, begins[at], transform=across, fontsize=8.5, va="center", style="italic")
+            axes.text(0, first, name, transform=across, fontsize=7.5, va="center")
             axes.text(1, place - 0.36, values, transform=across, fontsize=7.5, va="center", ha="right")
-        axes.set(ylim=(len(rows) - 0.5, -0.75), yticks=[], xlim=span)
+        axes.set(ylim=(places[-1] + 0.5, -0.75), yticks=[], xlim=span)
         axes.spines["left"].set_visible(False)
         axes.set_title("Mean over tasks" if task == MACRO else task_name(task))
         axes.set_xlabel("Difference in AUROC, with 95 % interval")
         description = "Forest plot of paired differences in AUROC. " + "; ".join(
-            f"{name_of(row, 'minus')}: {number(row['value'], signed=True)}" for row in rows
+            f"{name}: {number(row['value'], signed=True)}" for name, row in zip(names, rows, strict=True)
         )
         what = "mean AUROC over tasks" if task == MACRO else f"AUROC on {task_name(task)}"
         caption = f"Paired differences in {what}. Filled: it holds after Holm's correction; hollow: it does not."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clinstack.evaluate.auroc import FloatArray
+from clinstack.evaluate.calibration import apply_calibration
 from clinstack.report.figures.canvas import FAINT, WIDTH, Drawing, canvas, finish, legend, lines_of
 from clinstack.report.figures.choice import left_out_sentence, shown_rows
 from clinstack.report.summary import Summary
@@ -41,21 +43,12 @@ def reliability_figure(summary: Summary, task: str, caveat: str) -> Drawing | No
                 linewidth=1.4,
                 label=name + (f", ECE {number(error)}" if error is not None else ""),
             )
-        for entry in known[0][1]:
-            lower.bar(
-                entry["low"],
-                entry["count"],
-                width=entry["high"] - entry["low"],
-                align="edge",
-                color="#9a9a9a",
-                edgecolor="white",
-            )
-        upper.set(
-            xlim=(0, 1), ylim=(0, 1), ylabel="Observed", title=f"{task_name(task)}: {short_name(summary.data, best)}"
-        )
+        lower.hist(_predicted(summary, best, task), bins=20, range=(0, 1), color="#9a9a9a", edgecolor="white", log=True)
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Observed", title=task_name(task))
         lower.set(xlabel="Predicted probability", ylabel="Count")
-        lower.set_yscale("log")
-        legend(upper, "", "upper left")
+        lower.yaxis.set_major_formatter("{x:,.0f}")
+        lower.yaxis.set_minor_formatter("")
+        legend(upper, short_name(summary.data, best), "upper left")
         description = f"Reliability diagram of {row_name(summary.data, best)} on {task}: " + "; ".join(
             f"{name}: ECE {number(error)}"
             for (method, name, _, _), _ in known
@@ -63,7 +56,7 @@ def reliability_figure(summary: Summary, task: str, caveat: str) -> Drawing | No
         )
         caption = (
             f"{task_name(task)}: calibration of the row with the highest AUROC, on the test patients, unfitted and "
-            "after fits on validation. Below: how many predictions lie in each bin, unfitted, on a logarithmic scale."
+            "after fits on validation. Below: how often each unfitted probability is predicted, on a logarithmic scale."
         )
         return finish(figure, f"calibration-{task}", description, caption, caveat)
 
@@ -79,7 +72,7 @@ def decision_figure(summary: Summary, task: str, caveat: str) -> Drawing | None:
             curves[stack] = curve
     if not curves:
         return None
-    lines = lines_of(data, data.stacks)
+    lines = lines_of(data, list(curves))
     with canvas(3.4) as (figure, axes):
         first = next(iter(curves.values()))
         axes.axhline(0, color=FAINT, linewidth=0.9, label="treat nobody")
@@ -131,6 +124,12 @@ def best_row(summary: Summary, task: str) -> str | None:
         if (estimate := summary.auroc(stack, task)) is not None and summary.measured(stack, task)
     ]
     return max(known)[1] if known else None
+
+
+def _predicted(summary: Summary, stack: str, task: str) -> FloatArray:
+    """Return the unfitted probabilities of a row's first Run on the test patients, of all judged classes."""
+    rows = summary.scored(stack, task)
+    return apply_calibration(rows.task, rows.logits, None, "none")[:, rows.judged_columns].ravel()
 
 
 def _bins(calibration: Mapping[str, Any], method: str) -> list[dict[str, Any]]:

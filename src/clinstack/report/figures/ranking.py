@@ -34,7 +34,7 @@ def _figure(
     if not curves:
         return None
     data, is_roc = summary.data, kind == "roc"
-    lines = lines_of(data, data.stacks)
+    lines = lines_of(data, list(curves))
     several = data.tasks[task].kind != "binary"
     with canvas(WIDTH) as (figure, axes):
         if is_roc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from clinstack.evaluate.compare import MACRO
 from clinstack.report.collect import ReportData
 from clinstack.report.rows import SPEC_NAMES
@@ -35,6 +37,34 @@ def short_name(data: ReportData, key: str) -> str:
     return f"{row.base}: {name}" if len(data.bases) > 1 else name
 
 
+def pair_name(data: ReportData, a: str, b: str, sign: str = "−") -> str:
+    """Return the name of a difference where it stands below the name of its base, if both rows have one base."""
+    one, other = data.rows[a], data.rows[b]
+    if len(data.bases) < 2 or one.base != other.base:
+        if one.spec == other.spec and len(data.bases) > 1:
+            return f"{SHORT_NAMES.get(one.spec, one.spec)}: {one.base} {sign} {other.base}"
+        return f"{short_name(data, a)} {sign} {short_name(data, b)}"
+    first, second = (short_name(data, key).removeprefix(f"{one.base}: ") for key in (a, b))
+    return f"{first} {sign} {second}"
+
+
+def pair_group(data: ReportData, a: str, b: str) -> str:
+    """Return what a difference stands below: the base of both rows; empty where there is only one base."""
+    if len(data.bases) < 2:
+        return ""
+    return data.rows[a].base if data.rows[a].base == data.rows[b].base else "Between bases"
+
+
+def heads(groups: Iterable[str]) -> dict[int, str]:
+    """Return where a new group begins, and its name; nothing for groups without a name."""
+    result: dict[int, str] = {}
+    last = ""
+    for place, group in enumerate(groups):
+        if group != last:
+            result[place] = last = group
+    return result
+
+
 def task_name(task: str) -> str:
     """Return a task's short name."""
     return "Mean" if task == MACRO else OUTCOMES.get(task, task)
@@ -48,15 +78,7 @@ def task_title(task: str) -> str:
 
 def grouped(data: ReportData, keys: list[str]) -> dict[int, str]:
     """Return the heads above the rows of ``keys``: the names of the bases, where there are several."""
-    if len(data.bases) < 2:
-        return {}
-    heads: dict[int, str] = {}
-    last = None
-    for place, key in enumerate(keys):
-        if data.rows[key].base != last:
-            last = data.rows[key].base
-            heads[place] = last
-    return heads
+    return heads(data.rows[key].base for key in keys) if len(data.bases) > 1 else {}
 
 
 def stack_label(label: str) -> str:

@@ -10,7 +10,7 @@ from clinstack.report.published import PAPER, REVISED, PublishedAuroc, slips
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import MISSING, Cell, Table, figure, holds, number, p_value
 from clinstack.report.tables.language import intervals_note
-from clinstack.report.tables.names import grouped, short_name, task_name, task_title
+from clinstack.report.tables.names import grouped, heads, pair_group, pair_name, task_name, task_title
 
 METRIC_NAMES = {"auroc": "AUROC", "auroc_ovo": "AUROC, one-vs-one", "auroc_macro": "AUROC, macro"}
 SLIP = "†"
@@ -124,6 +124,7 @@ def difference_table(summary: Summary, tasks: Sequence[str] | None = None) -> Ta
     data, columns = summary.data, tasks or columns_of(summary)
     pairs = dict.fromkeys((row["a"], row["b"]) for row in summary.comparison.differences)
     rows = []
+    groups: list[str] = []
     for a, b in pairs:
         estimates = [summary.difference(a, b, task) for task in columns]
         if not any(estimates):
@@ -133,7 +134,8 @@ def difference_table(summary: Summary, tasks: Sequence[str] | None = None) -> Ta
             cell = figure(one, signed=True, strong=holds(one, above=True) or holds(one, above=False))
             p = p_value(one.get("p_holm")) if one is not None else ""
             cells.append(Cell(cell.text, "; ".join(part for part in (cell.detail, p) if part), cell.strong))
-        rows.append((f"{short_name(data, a)} − {short_name(data, b)}", cells))
+        rows.append((pair_name(data, a, b), cells))
+        groups.append(pair_group(data, a, b))
     specs = {row.spec for row in data.rows.values()}
     words = (
         " Frozen and Trainable stand for the clinical LoRA so used, Downstream for the task's own LoRA above it."
@@ -149,6 +151,7 @@ def difference_table(summary: Summary, tasks: Sequence[str] | None = None) -> Ta
         f"after the correction, at 0.05. The intervals themselves are not widened.{words}",
         ["Difference", *(task_name(task) for task in columns)],
         rows,
+        groups=heads(groups),
     )
 
 
