@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,9 +64,16 @@ def test_a_file_is_refused(copy: Path) -> None:
 
 
 def test_pickled_weights_are_refused(copy: Path) -> None:
-    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    weights = load_file(copy / "model.safetensors")
+    torch.save(weights, copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    assert "opens no pickled weights" in refusal(str(copy))
+    message = refusal(str(copy))
+    assert "opens no pickled weights" in message
+    # The remedy that it names works, without a network.
+    command = shlex.split(message.split("in the model's folder: ")[1])
+    subprocess.run([sys.executable, *command[1:]], cwd=copy, check=True)
+    assert load_file(copy / "model.safetensors").keys() == weights.keys()
+    Stack.build(str(copy))
 
 
 def test_a_hub_id_offline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,11 +118,11 @@ def test_the_fingerprint_does_not_depend_on_the_dtype_it_is_loaded_in(
     assert Stack.load(tmp_path / "half", dtype="float32").stacked_on("clinical") == half.stacked_on("clinical")
 
 
-def test_an_encoder_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_writes_no_text(tmp_path: Path) -> None:
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="has no linear 'score' layer"):
-        load_network(find_base(str(tmp_path)), classes=2, dtype="float32", seed=0)
+    with pytest.raises(InputError, match="is an encoder and writes no text; pretrain takes a decoder"):
+        load_network(find_base(str(tmp_path)), classes=None, dtype="float32", seed=0)
 
 
 def test_the_head_is_float32_and_the_backbone_is_not(tiny_base: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, LlamaConfig, OPTConfig
+from transformers import AlbertConfig, BertConfig, LlamaConfig, OPTConfig, RobertaConfig
 
 from clinstack.errors import InputError
 from clinstack.model.stack import Stack
@@ -205,12 +205,49 @@ def test_prefix_and_gradient_checkpointing_exclude_each_other(described: Path) -
     check_support(pretrain(described, {"method": "prompt"}, training=again), None)
 
 
-def test_an_encoder_is_refused(described: Path) -> None:
-    config = BertConfig(
+BERT = BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+
+
+def test_an_encoder_is_no_language_model(described: Path) -> None:
+    assert "is an encoder and writes no text" in refusal(pretrain(with_config(described, BERT)))
+
+
+def test_an_encoder_classifies(described: Path) -> None:
+    adapter = {"name": "task", "rank": 4}
+    support = check_support(finetune(with_config(described, BERT), adapters=[adapter]), 2)
+    # Two layers, query and value, A and B of rank 4 and width 32; a head with bias.
+    assert [part.parameters for part in support.parts] == [2 * 2 * 2 * 4 * 32, 2 * 32 + 2]
+    assert "task: q_proj and v_proj of the recipe are called query and value in this base." in support.notes
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning", "adaption_prompt"])
+def test_an_encoder_takes_only_methods_for_encoders(described: Path, method: str) -> None:
+    recipe = finetune(with_config(described, BERT), adapters=[{"name": "task", "method": method}])
+    assert f"adapters.task.method: {method} is for decoders" in refusal(recipe, 2)
+
+
+def test_an_unknown_family_of_encoders_is_refused(described: Path) -> None:
+    config = AlbertConfig(
         vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    assert "is an encoder" in refusal(pretrain(with_config(described, config)))
-    assert "is an encoder" in refusal(finetune(described), 2)
+    message = refusal(finetune(with_config(described, config)), 2)
+    assert "AlbertForSequenceClassification" in message
+    assert "encoders may be bert, modernbert, distilbert, roberta, electra" in message
+
+
+def test_an_encoder_has_only_so_many_positions(described: Path) -> None:
+    config = BertConfig(**BERT.to_diff_dict() | {"max_position_embeddings": 48})
+    assert "set max_tokens to 48 or less" in refusal(finetune(with_config(described, config)), 2)
+    # RoBERTa's first two rows of positions are for padding.
+    roberta = RobertaConfig(**config.to_diff_dict() | {"pad_token_id": 1, "max_position_embeddings": 64})
+    assert "set max_tokens to 62 or less" in refusal(finetune(with_config(described, roberta)), 2)
+
+
+def test_what_is_above_the_layer_that_is_read_is_not_counted(described: Path) -> None:
+    whole, half = (check_support(finetune(described, layer=layer), 2).parameters for layer in (None, 1))
+    # A layer of the tiny base: four projections (two of half width), three matrices of 32 x 64, two norms.
+    assert whole - half == 3 * 32 * 32 + 3 * 32 * 64 + 2 * 32
+    assert "layer: 3 is above the 2 layers" in refusal(finetune(described, layer=3), 2)
 
 
 def test_an_unknown_architecture_is_refused(described: Path) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from torch import nn
-
 from clinstack.errors import InputError
-from clinstack.model.base import backbone
+from clinstack.model.families import layers_of
 from clinstack.model.stack import Stack
 
 
 def compile_layers(stack: Stack) -> None:
-    """Compile each decoder layer in place, on its first use; the layers are alike, so the first one's time is the most.
+    """Compile each transformer layer in place, on its first use; they are alike, so the first one's time is the most.
 
     Names, weights and what PEFT knows of them stay as they are.
 
@@ -24,8 +22,11 @@ def compile_layers(stack: Stack) -> None:
     """
     if stack.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "gcc"))):
         raise InputError("training.compile: torch.compile needs a C++ compiler (g++) on this machine; install one.")
-    layers: Any = getattr(backbone(stack.network), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise InputError(f"training.compile: {stack.base.name} keeps its layers in another place; leave it out.")
+    try:
+        layers: Any = layers_of(stack.network)[1]
+    except LookupError:
+        raise InputError(
+            f"training.compile: {stack.base.name} keeps its layers in another place; leave it out."
+        ) from None
     for layer in layers:
         layer.compile()

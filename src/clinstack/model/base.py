@@ -19,7 +19,7 @@ from clinstack.errors import InputError
 from clinstack.files import sha256_file
 from clinstack.model.attention import use_document_attention
 from clinstack.model.config import load_config
-from clinstack.model.families import ENCODERS, encoder_of, head_name, head_of, head_parameters, is_heads
+from clinstack.model.families import ENCODERS, HEAD_MODULES, encoder_of, head_name, head_of, head_parameters, is_heads
 from clinstack.model.families import backbone as backbone
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import (
@@ -37,6 +37,13 @@ EMBEDDED_FOLDERS = {EMBEDDED: EMBEDDED_FOLDER, EMBEDDED_ENCODER: Path(__file__).
 _FINGERPRINTED = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")
 _DESCRIBING = ["*.json", "tokenizer.model", "vocab.txt", "merges.txt"]
 _WANTED = ["*.safetensors", *_DESCRIBING]
+
+CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('pytorch_model.bin', 'cpu', weights_only=True); "
+    "s.save_file({k: v.clone() for k, v in w.items()}, 'model.safetensors', {'format': 'pt'})\""
+)
+"""Turns pickled weights into safetensors; ``weights_only`` lets the pickle build tensors and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,9 @@ def find_base(name: str) -> Base:
     folder = _folder_of(name, _WANTED)
     if not any(folder.glob("*.safetensors")):
         raise InputError(
-            f"base: {folder} has no *.safetensors. clinstack opens no pickled weights; "
-            "convert them with transformers' save_pretrained."
+            f"base: {folder} has no *.safetensors. clinstack opens no pickled weights (pytorch_model.bin), which could "
+            "run code. Where you trust the file, convert it once, with no network, in the model's folder: "
+            f"{CONVERSION}"
         )
     digest = hashlib.sha256()
     for file in sorted({path for pattern in _FINGERPRINTED for path in folder.glob(pattern)}):
@@ -189,7 +197,9 @@ def load_network(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    quantization = quantization_config(quantize, dtype)
+    family = encoder_of(config)
+    kept = None if family is None else [*HEAD_MODULES, *filter(None, [family.block])]
+    quantization = quantization_config(quantize, dtype, kept)
     if quantization is not None:
         options["quantization_config"] = quantization
     before = transformers_logging.get_verbosity()
@@ -205,7 +215,7 @@ def load_network(
         transformers_logging.set_verbosity(before)
     network, loading = loaded
     compute_alike_in_training_and_evaluation(network)
-    if classes is None or encoder_of(config) is None:
+    if family is None:
         network.config.use_cache = False
         use_document_attention(network)
     if classes is not None:
@@ -221,7 +231,7 @@ def refuse_without_head(base: Base, network: PreTrainedModel) -> None:
     if type(head_of(network)) is not nn.Linear:  # a quantised layer is a subclass
         raise InputError(
             f"base: {base.name} ({type(network).__name__}) has no linear {head_name(network.config)!r} layer and "
-            "cannot classify; decoder models (Llama, Mistral, Qwen, ...) have one."
+            f"cannot classify; decoders (Llama, Mistral, Qwen, ...) have one, and encoders may be {', '.join(ENCODERS)}."
         )
 
 

@@ -9,6 +9,7 @@ from clinstack.model.base import EMBEDDED_FOLDERS, Base
 from clinstack.model.families import DECODER_HEAD
 from clinstack.model.lineage import HEAD_KEY
 from clinstack.model.methods.configs import VIRTUAL
+from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.tasks import Task
 
 if TYPE_CHECKING:
@@ -25,11 +26,19 @@ _TITLES = {
     "p_tuning": "a P-tuning prompt",
     "full": "a fully fine-tuned base",
 }
+_WITH_CLINSTACK = [
+    "from pathlib import Path",
+    "from clinstack.model.stack import Stack",
+    "",
+    "stack = Stack.load(Path('.'))",
+]
 _TOGETHER = ("lora", "dora", "rslora")
 """Methods whose adapters plain PEFT lets into one model."""
 
 
-def adapter_card(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None) -> str:
+def adapter_card(
+    adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None, reads: HeadInput = BY_CONVENTION
+) -> str:
     """Return the text of an adapter's ``README.md``.
 
     Parameters
@@ -41,6 +50,8 @@ def adapter_card(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task:
         The base model.
     task : Task or None
         The stack's.
+    reads : HeadInput
+        What the stack's head reads.
     """
     names = [other.name for other in beneath]
     if beneath:
@@ -55,7 +66,7 @@ def adapter_card(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task:
     head = ""
     if task is not None and adapter.carries_head:
         head = f"\nIt carries the head of the task `{task.name}`: {len(task.classes)} classes.\n"
-    how, code = _opening(adapter, beneath, base, task)
+    how, code = _opening(adapter, beneath, base, task, reads)
     return f"""---
 library_name: {"transformers" if adapter.method == "full" else "peft"}
 tags: [clinstack, {adapter.method}, clinical]
@@ -76,24 +87,23 @@ Research software. An aid for people who know the data; not a medical device.
 """
 
 
-def _opening(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None) -> tuple[str, list[str]]:
+def _opening(
+    adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None, reads: HeadInput
+) -> tuple[str, list[str]]:
     """Return with what the whole is opened, and the code."""
     chain = [*beneath, adapter]
     full = chain[0] if chain[0].method == "full" else None
     above = chain[1:] if full else chain
     alone = len(above) == 1
     if not alone and any(other.method not in _TOGETHER for other in above):
-        code = [
-            "from pathlib import Path",
-            "from clinstack.model.stack import Stack",
-            "",
-            "stack = Stack.load(Path('.'))",
-        ]
-        return "Plain PEFT does not combine these methods. With clinstack", code
+        return "Plain PEFT does not combine these methods. With clinstack", _WITH_CLINSTACK
+    if task is not None and reads.pooling != "auto":
+        of = "the mean over all tokens" if reads.pooling == "mean" else f"the {reads.pooling} token"
+        return f"The head reads {of}, whatever the family reads by convention. With clinstack", _WITH_CLINSTACK
     # A head that is not in the adapter's folder stands in `head/`; below the top adapter there is none to be shown.
     with_head = task if adapter.carries_head else None
     beside = task if above and not adapter.carries_head and above[-1].method in (*VIRTUAL, "adaption_prompt") else None
-    code = _open_base(base, full, with_head or beside)
+    code = _open_base(base, full, with_head or beside, reads)
     if not above:
         return "With transformers", [*code, "model.eval()"]
     if beside:
@@ -115,7 +125,7 @@ def _opening(adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Tas
     return "With plain PEFT", [*code, "model.eval()"]
 
 
-def _open_base(base: Base, full: Adapter | None, task: Task | None) -> list[str]:
+def _open_base(base: Base, full: Adapter | None, task: Task | None, reads: HeadInput) -> list[str]:
     code = []
     if full:
         code.append(f"base = '{full.name}'")
@@ -125,6 +135,8 @@ def _open_base(base: Base, full: Adapter | None, task: Task | None) -> list[str]
         code.append(f"base = {base.name!r}")
     model_class = "AutoModelForSequenceClassification" if task else "AutoModelForCausalLM"
     labels = f", num_labels={len(task.classes)}" if task else ""
+    if reads.layer is not None and not full:
+        labels += f", num_hidden_layers={reads.layer}"
     code = [f"from transformers import {model_class}, AutoTokenizer", *code]
     code += [
         "tokenizer = AutoTokenizer.from_pretrained(base)  # pad on the right",

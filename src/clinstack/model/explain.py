@@ -38,7 +38,9 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     yield f"[bold]Base[/] {stack.base.name}  {stack.base.fingerprint}  loaded as {held}"
     if stack.task is not None:
         yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
-        yield f"[bold]Head[/] {tensors_hash({**stack.head_parameters()})}  {stack.head.weight.dtype}"
+        head = tensors_hash({**stack.head_parameters()})
+        yield f"[bold]Head[/] {head}  {stack.head.weight.dtype}, reads {_read_by_head(stack)}"
+        yield f"[bold]Calibration[/] {', '.join(stack.calibration) if stack.calibration else 'none'}"
     yield f"[bold]Parameters[/] {summary['parameters']:,}, of them trainable {summary['trainable_parameters']:,}"
     changes = effects(stack)
     yield _adapters_table(stack, changes)
@@ -47,6 +49,11 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     yield from _verdicts(stack, changes)
     for repair in tokenizer_repairs(stack.base):
         yield f"[yellow]note[/] {escape(repair)}"
+
+
+def _read_by_head(stack: Stack) -> str:
+    what = "the mean over all tokens" if stack.pooling == "mean" else f"the {stack.pooling} token"
+    return what if stack.layer is None else f"{what} of layer {stack.layer}"
 
 
 def _adapters_table(stack: Stack, changes: dict[str, float]) -> Table:

@@ -27,7 +27,10 @@ DECODER_HEAD = "score"
 """Name of the classifier in transformers' decoder models for sequence classification."""
 HEAD_MODULES = (DECODER_HEAD, "classifier", "pre_classifier")
 """Parts of a network, of any family, that are a stack's head."""
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def _called(query: str, key: str, value: str) -> dict[str, str]:
+    return {"q_proj": query, "k_proj": key, "v_proj": value}
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Encoder:
         What lies between pooling and the final layer, without the dropout before that layer.
     dropout : str
         The dropout before the final layer.
+    block : str
+        The part of ``between`` that the base's pretraining has left; empty without one.
     names : mapping
         What Llama's query, key and value projections are called.
     offset_positions : bool
@@ -51,9 +56,8 @@ class Encoder:
     head: str
     between: Callable[[Any, Tensor], Tensor]
     dropout: str
-    names: Mapping[str, str] = field(
-        default_factory=lambda: dict(zip(_PROJECTIONS, ("query", "key", "value"), strict=True))
-    )
+    block: str = ""
+    names: Mapping[str, str] = field(default_factory=lambda: _called("query", "key", "value"))
     offset_positions: bool = False
 
 
@@ -79,16 +83,14 @@ def _dense(network: Any, pooled: Tensor) -> Tensor:
 
 
 ENCODERS: dict[str, Encoder] = {
-    "bert": Encoder("classifier", _pooler, "dropout"),
-    "modernbert": Encoder("classifier", _head_block, "drop", dict.fromkeys(_PROJECTIONS, "Wqkv")),
-    "distilbert": Encoder(
-        "classifier", _pre_classifier, "dropout", dict(zip(_PROJECTIONS, ("q_lin", "k_lin", "v_lin"), strict=True))
-    ),
+    "bert": Encoder("classifier", _pooler, "dropout", "bert.pooler"),
+    "modernbert": Encoder("classifier", _head_block, "drop", "head", _called("Wqkv", "Wqkv", "Wqkv")),
+    "distilbert": Encoder("classifier", _pre_classifier, "dropout", names=_called("q_lin", "k_lin", "v_lin")),
     "roberta": Encoder("classifier.out_proj", _dense, "classifier.dropout", offset_positions=True),
     "electra": Encoder("classifier.out_proj", _dense, "classifier.dropout"),
 }
 """By ``model_type`` of config.json."""
-_FUSED = {"phi3": dict.fromkeys(_PROJECTIONS, "qkv_proj")}
+_FUSED = {"phi3": _called("qkv_proj", "qkv_proj", "qkv_proj")}
 """Decoders that compute queries, keys and values by one layer."""
 
 

@@ -38,7 +38,7 @@ def refuse_quantizing(base: Base, config: PreTrainedConfig, quantize: str) -> No
         raise InputError(f"quantize: the files of {base.name} are quantised already; use quantize: none.")
 
 
-def quantization_config(quantize: str, dtype: str) -> BitsAndBytesConfig | None:
+def quantization_config(quantize: str, dtype: str, kept: list[str] | None = None) -> BitsAndBytesConfig | None:
     """Return what transformers needs to quantise a base while it reads it; None for ``none``.
 
     Parameters
@@ -46,15 +46,18 @@ def quantization_config(quantize: str, dtype: str) -> BitsAndBytesConfig | None:
     quantize : {"none", "8bit", "4bit"}
     dtype : str
         Of the recipe: the 4-bit layers compute in it. The 8-bit products are int8, and their result has it.
+    kept : list of str, optional
+        Parts that are not quantised; without it transformers' own choice, the last one.
     """
     if quantize == "none":
         return None
     # bitsandbytes says at every product of bfloat16 or float32 that it casts to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),

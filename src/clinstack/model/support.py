@@ -28,9 +28,10 @@ from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.model.base import Base, locate_base, refuse_unknown_architecture, refuse_without_head
 from clinstack.model.config import is_quantised, load_config
-from clinstack.model.families import encoder_of, head_parameters, is_heads
+from clinstack.model.families import encoder_of, head_parameters, is_heads, projection_names
 from clinstack.model.lineage import CONFIG_FILE, PEFT_PREFIX, find_adapter_folder
-from clinstack.model.methods import adapter_config
+from clinstack.model.methods import adapter_config, linear_names
+from clinstack.model.methods.configs import LOW_RANK
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import refuse_quantizing
 from clinstack.model.tokenizer import tokenizer_repairs
@@ -255,6 +256,13 @@ def _notes(recipe: TrainingStageRecipe, network: PreTrainedModel) -> Iterator[st
             f"The virtual tokens of {virtual[0]} cannot keep packed documents apart: one document in each row instead, "
             "in batches of similar lengths (layout: bucketed)."
         )
+    names = projection_names(network.config)
+    for adapter in recipe.adapters:
+        if adapter.path is None and adapter.method in LOW_RANK and adapter.target_modules != "all-linear":
+            called = [name for name in adapter.target_modules if name in names and name not in linear_names(network)]
+            if called:
+                own = " and ".join(dict.fromkeys(names[name] for name in called))
+                yield f"{adapter.name}: {' and '.join(called)} of the recipe are called {own} in this base."
     if recipe.quantize != "none":
         kept = "embeddings, norms and head" if isinstance(recipe, FinetuneRecipe) else "embeddings, norms and output"
         yield f"The base's linear layers are held in {recipe.quantize[0]} bits; {kept} stay {recipe.dtype}."

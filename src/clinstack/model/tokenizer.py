@@ -32,6 +32,8 @@ _USUAL = frozenset(name for names in _USUAL_NAMES.values() for name in names)
 _SPARE = ("<|endoftext|>", "<|reserved_special_token_0|>")
 """Special tokens that some bases have and do not read."""
 SETTINGS_FILE = "tokenizer_config.json"
+_WORDPIECE = ("bert", "distilbert", "electra")
+"""Families whose tokenizer may be a ``vocab.txt`` alone."""
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
@@ -53,18 +55,38 @@ def tokenizer_repairs(base: Base) -> list[str]:
 
 def _load(base: Base) -> tuple[PreTrainedTokenizerBase, list[str]]:
     config = load_config(base)
-    tokenizer = _open(base)
-    return tokenizer, list(_repair(base, tokenizer, config))
+    casing = _casing(base, config)
+    tokenizer = _open(base, casing)
+    repairs = list(_repair(base, tokenizer, config))
+    if casing.get("do_lower_case") is False:
+        repairs.append(
+            "The tokenizer's files do not say whether texts are lowered; its vocabulary has capitals, so they are not."
+        )
+    return tokenizer, repairs
 
 
-def _open(base: Base) -> PreTrainedTokenizerBase:
+def _casing(base: Base, config: PreTrainedConfig) -> dict[str, bool]:
+    """Return whether a WordPiece tokenizer lowers texts, where its files leave it open.
+
+    transformers lowers them then, and a cased vocabulary would be read as an uncased one without a word: many clinical
+    BERT checkpoints are a cased ``vocab.txt`` alone.
+    """
+    vocabulary = base.folder / "vocab.txt"
+    is_open = vocabulary.is_file() and not (base.folder / "tokenizer.json").is_file()
+    if config.model_type not in _WORDPIECE or not is_open or "do_lower_case" in _file_values(base, SETTINGS_FILE):
+        return {}
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    return {"do_lower_case": not any(word != word.lower() for word in words if not word.startswith("["))}
+
+
+def _open(base: Base, casing: dict[str, bool]) -> PreTrainedTokenizerBase:
     # None in place of the empty text: looking up the id of "" never ends when "" is the unknown token too.
     emptied: dict[str, Any] = {role: None for role in _ROLES if role in _empty_roles(base)}
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            base.folder, local_files_only=True, trust_remote_code=False, **emptied
+            base.folder, local_files_only=True, trust_remote_code=False, **emptied, **casing
         )
     except (ValueError, OSError, ImportError) as error:
         remedy = "the folder needs tokenizer.json or its architecture's own tokenizer files."
