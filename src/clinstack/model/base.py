@@ -231,7 +231,7 @@ def refuse_without_head(base: Base, network: PreTrainedModel) -> None:
     if type(head_of(network)) is not nn.Linear:  # a quantised layer is a subclass
         raise InputError(
             f"base: {base.name} ({type(network).__name__}) has no linear {head_name(network.config)!r} layer and "
-            f"cannot classify; decoders (Llama, Mistral, Qwen, ...) have one, and encoders may be {', '.join(ENCODERS)}."
+            f"cannot classify; decoders (Llama, Mistral, Qwen, ...) do, and encoders may be {', '.join(ENCODERS)}."
         )
 
 

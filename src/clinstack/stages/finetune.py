@@ -106,6 +106,8 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
                 seed=recipe.training.seed,
                 dtype=recipe.dtype,
                 quantize=recipe.quantize,
+                pooling=recipe.pooling,
+                layer=recipe.layer,
             )
             built.reading = Reading.of(recipe)
             return built
