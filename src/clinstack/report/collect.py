@@ -158,7 +158,9 @@ class ReportData:
 
     @property
     def bases(self) -> dict[str, list[StackRow]]:
-        """The rows of each base."""
+        """The rows of each base; all in one group where they are held against one row."""
+        if self.reference is not None:
+            return {"": list(self.rows.values())}
         groups: dict[str, list[StackRow]] = {}
         for row in self.rows.values():
             groups.setdefault(row.base, []).append(row)

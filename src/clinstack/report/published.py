@@ -168,13 +168,18 @@ REVISED = _row("table3", "LLaMA", "clinical-trainable+lora", "56.72 77.36 66.32 
 _TABLES = {"table3": TABLE3, "table4": TABLE4}
 
 
+def published_auroc_rows(table: str) -> tuple[PublishedAuroc, ...]:
+    """Return the paper's rows of ``table3`` or ``table4``; none of another table."""
+    return _TABLES.get(table, ())
+
+
 def published_auroc_row(table: str, base: str, spec: str) -> PublishedAuroc | None:
     """Return the paper's row of a base and a stack; None where the paper has none.
 
     Capitals and signs in the base's name do not count: ``bio-clinicalbert`` is Bio+ClinicalBERT.
     """
     wanted = _plain(base), spec
-    return next((row for row in _TABLES.get(table, ()) if (_plain(row.base), row.spec) == wanted), None)
+    return next((row for row in published_auroc_rows(table) if (_plain(row.base), row.spec) == wanted), None)
 
 
 def published_auroc(table: str, base: str, spec: str, task: str) -> float | None:
@@ -190,7 +195,7 @@ def slips(table: str) -> list[str]:
     return [
         f"{row.base}{names.get(row.spec, f' {row.spec}')}: printed {row.printed(MEAN)}, the printed figures' mean is "
         f"{row.arithmetic_mean:.2f}"
-        for row in _TABLES.get(table, ())
+        for row in published_auroc_rows(table)
         if row.mean_is_a_slip
     ]
 

@@ -85,7 +85,7 @@ def _against_reference(summary: Summary) -> list[str]:
     above = [row for row in rows if holds(row, above=True)]
     below = [row for row in rows if holds(row, above=False)]
     listed = ", ".join(f"“{row_name(summary.data, row['a'])}” by {number(row['value'])}" for row in above)
-    verb = "is" if len(rows) == 1 else "are"
+    verb = "is" if len(above) == 1 else "are"
     sentence = (
         f"{len(above)} of {len(rows)} {'row' if len(rows) == 1 else 'rows'} {verb} above {reference_name(summary)} in "
         f"{_mean_auroc(summary, task)} by a paired difference that holds after Holm's correction"

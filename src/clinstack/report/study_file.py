@@ -9,7 +9,7 @@ from typing import Any
 from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.report.collect import ReportData, RunRecord, StackRow, read_run
-from clinstack.report.published import published_auroc_row
+from clinstack.report.published import PublishedAuroc, published_auroc_rows
 from clinstack.report.rows import SPEC_NAMES, arranged
 
 STUDY_FILE = "study.json"
@@ -48,7 +48,7 @@ def collect_study(root: Path, failures: Mapping[str, str] | None = None) -> Repo
     root : Path
         The study's folder.
     failures : mapping of cell name to reason, optional
-        Cells that failed in the call that asks for the report.
+        Cells that failed in the call that asks for the report; without it those that the study's record names.
 
     Raises
     ------
@@ -56,6 +56,8 @@ def collect_study(root: Path, failures: Mapping[str, str] | None = None) -> Repo
         ``study.json`` or a Run's file cannot be read, or no final Run is finished.
     """
     study = read_study(root)
+    if failures is None:
+        failures = {cell["name"]: cell["failure"] for cell in study["cells"] if cell.get("failure")}
     rows: dict[str, StackRow] = {}
     finetune: list[tuple[str, RunRecord]] = []
     pretrain: dict[str, RunRecord] = {}
@@ -73,7 +75,7 @@ def collect_study(root: Path, failures: Mapping[str, str] | None = None) -> Repo
             rows.setdefault(row.key, row)
             budgets.setdefault(row.key, cell.get("budget") or {})
         if run is None or run.record.get("status") != "done":
-            if cell["name"] not in (failures or {}):
+            if cell["name"] not in failures:
                 unfinished.append(RunRecord(folder, cell["run"], {}, {}, {}) if run is None else run)
         elif cell["role"] == "final":
             finetune.append((row.key, run))
@@ -89,7 +91,7 @@ def collect_study(root: Path, failures: Mapping[str, str] | None = None) -> Repo
         finetune,
         {key: row for key, row in rows.items() if key in filled},
         unfinished=unfinished,
-        failures=dict(failures or {}),
+        failures=dict(failures),
         table=study.get("table"),
         budgets=budgets,
     )
@@ -102,5 +104,14 @@ def _row_of(cell: Mapping[str, Any], study: Mapping[str, Any], several: bool) ->
         base=base,
         spec=spec,
         name=str(cell.get("row") or SPEC_NAMES.get(spec, spec)),
-        paper=published_auroc_row(str(study.get("table")), base, spec) if cell.get("paper") is not None else None,
+        paper=_paper_row(str(study.get("table")), cell),
     )
+
+
+def _paper_row(table: str, cell: Mapping[str, Any]) -> PublishedAuroc | None:
+    """Return the paper's row that a cell stands for: that of its stack which has the figure that the cell names."""
+    paper = cell.get("paper")
+    if paper is None:
+        return None
+    rows = [row for row in published_auroc_rows(table) if row.spec == cell.get("spec")]
+    return next((row for row in rows if row.printed(str(cell.get("task"))) == f"{paper:.2f}"), None)

@@ -60,6 +60,8 @@ def pretraining_curve(label: str, run: RunRecord, caveat: str) -> Drawing | None
     losses, validations = _log(run)
     if not losses:
         return None
+    from matplotlib.ticker import LogLocator
+
     with canvas(2.6) as (figure, axes):
         steps, means = _thinned(losses)
         axes.plot(steps, np.exp(means), color="#9a9a9a", linewidth=1.3, label="training")
@@ -68,9 +70,9 @@ def pretraining_curve(label: str, run: RunRecord, caveat: str) -> Drawing | None
             axes.plot(*zip(*known, strict=True), "o-", color="#0072b2", markersize=4, linewidth=1.3, label="validation")
         axes.set(xlabel="Step", ylabel="Perplexity")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:.3g}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
-        axes.tick_params(axis="y", which="minor", labelsize=6.5)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("")
         legend(axes, stack_label(label), "upper right")
         last = f", the last validation {number(known[-1][1], 2)}" if known else ""
         description = (

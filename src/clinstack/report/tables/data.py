@@ -41,7 +41,7 @@ def data_table(data: ReportData) -> Table:
         note += f" Figures after the word “paper” are printed in {PAPER}, Table 1, of MIMIC-III."
     return Table(
         "data",
-        ("Table 1: " if data.table else "") + "the data",
+        "Table 1: the data" if data.table else "The data",
         note,
         ["Task", "Classes", "Training", "Validation", "Test", "Labels in training"],
         rows,

@@ -17,8 +17,9 @@ SLIP = "†"
 
 
 def columns_of(summary: Summary) -> list[str]:
-    """Return the tasks, and ``macro`` behind them where there are several."""
-    return [*summary.tasks, *([MACRO] if len(summary.tasks) > 1 else [])]
+    """Return the tasks, and ``macro`` behind them where there are several and a row has them all."""
+    mean = len(summary.tasks) > 1 and any(summary.auroc(stack, MACRO) for stack in summary.data.stacks)
+    return [*summary.tasks, *([MACRO] if mean else [])]
 
 
 def auroc_table(summary: Summary, name: Callable[[str], str] | None = None) -> Table:
@@ -47,7 +48,7 @@ def auroc_table(summary: Summary, name: Callable[[str], str] | None = None) -> T
     metrics = "; ".join(
         f"{task_title(test['task'])}: {METRIC_NAMES[test['metric']]}" for test in summary.comparison.tests
     )
-    mean = " Mean is the plain mean over the tasks, only for rows that have them all." if len(summary.tasks) > 1 else ""
+    mean = " Mean is the plain mean over the tasks, only for rows that have them all." if MACRO in columns else ""
     number_of_table = data.table.replace("table", "Table ") if data.table in {"table3", "table4"} else ""
     title = "AUROC on the test patients"
     return Table(

@@ -84,8 +84,8 @@ def _spread(values: list[Any]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def recipe_table(runs: Mapping[str, RunRecord]) -> Table:
-    """Return the keys of the recipes in which Runs differ."""
+def recipe_table(runs: Mapping[str, RunRecord], stage: str) -> Table:
+    """Return the keys of the recipes in which Runs of a stage differ."""
     flat = {name: _flat(run.recipe) for name, run in runs.items()}
     keys = list(dict.fromkeys(key for values in flat.values() for key in values if key != "run"))
     rows = []
@@ -94,8 +94,8 @@ def recipe_table(runs: Mapping[str, RunRecord]) -> Table:
         if len(set(values)) > 1:
             rows.append((key, [Cell(value) for value in values]))
     return Table(
-        "recipes",
-        "How the recipes differ",
+        f"recipes-{stage}",
+        f"How the {stage} recipes differ",
         "Keys with the same value everywhere, and the folders that runs were written to, are left out.",
         ["Key", *runs],
         rows,
@@ -122,7 +122,7 @@ def _word(value: Any) -> str:
     if isinstance(value, str):
         # The last parts of a path only: the way to it is this machine's business.
         parts = value.split("/")
-        return "/".join(parts[-3:]) if len(parts) > 3 else value
+        return "/".join(parts[-3:]) if len(parts) > 3 else value.replace("\n", "\\n")
     if isinstance(value, list):
         return ", ".join(_word(entry) for entry in value) or "none"
     return str(value)
