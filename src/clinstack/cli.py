@@ -24,8 +24,8 @@ from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from clinstack.report.build import ReportPaths
     from clinstack.run import Run
+    from clinstack.study.reporting import Written
 
 
 class InterruptError(ClinstackError):
@@ -104,8 +104,23 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
         for name, figure in chosen.items():
             kind = "perplexity, " if name in {"base", "adapted"} else ""
             result[f"{split} {kind}{name}"] = _figure(figure, "")
+        result |= {f"{split} {name}": value for name, value in _decision_figures(figures).items()}
         for item in figures.get("differences", []):
             result[f"{split} difference, {item['metric']}"] = _figure(item, "+")
+    return result
+
+
+def _decision_figures(figures: dict[str, Any]) -> dict[str, str]:
+    """Return F1 and how far probabilities are from what happens, where they were measured."""
+    result = {}
+    decided = figures.get("threshold")
+    if decided is not None:
+        name = "F1" if figures["task"]["kind"] == "binary" else "macro F1"
+        chosen = f" at the threshold of {decided['chosen_on']}" if "chosen_on" in decided else ""
+        result[name + chosen] = _figure(decided["f1"], "")
+    for method, fit in figures.get("calibration", {}).items():
+        error = _figure(fit["ece"], "")
+        result["calibration error"] = error if method == "none" else f"{result['calibration error']}; {method} {error}"
     return result
 
 
@@ -186,27 +201,22 @@ def validate(arguments: Arguments = None) -> None:
 
 @app.command()
 def report(
-    root: Annotated[Path, typer.Argument(help="Folder with Runs below it.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write; into ROOT when not given.")] = None,
+    folders: Annotated[list[Path], typer.Argument(help="A folder of Runs, or a study's; several stand side by side.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; into the folder when not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Runs to tables and figures: report.html, report.md, report.json."""
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder.")
-    from clinstack.report.build import build_report
+    """Runs to tables and figures: report.html, report.md, report.json, and LaTeX, SVG and PNG files beside them."""
+    from clinstack.study.reporting import report_folders
 
-    show_report(build_report(root, out), as_json)
+    show_report(report_folders(folders, out), as_json)
 
 
-def show_report(paths: ReportPaths, as_json: bool) -> None:
+def show_report(paths: Written, as_json: bool) -> None:
     """Print a report's tables and say where it is."""
-    from clinstack.report.console import console_tables
-
     if as_json:
         print(json.dumps({"html": str(paths.html), "markdown": str(paths.markdown), "json": str(paths.json)}))
         return
-    for table in console_tables(paths.summary):
-        console.print(table)
+    paths.show(console)
     console.print(f"Report: [bold]{escape(str(paths.html))}[/]")
 
 

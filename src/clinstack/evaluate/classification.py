@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import FloatArray
@@ -41,13 +42,13 @@ class SplitScores:
     ----------
     labels : sequence of int, or of list of str
         As in ``predictions.parquet``.
-    logits : array of float, shape (rows, classes), or None
+    logits : array or sequence of sequences of float, shape (rows, classes), or None
         Raw, in the order of the task's classes; None where only the labels are known, to be counted.
     patient_ids : sequence of str, shape (rows,)
     """
 
     labels: Sequence[Any]
-    logits: FloatArray | None
+    logits: NDArray[np.floating[Any]] | Sequence[Sequence[float]] | None
     patient_ids: Sequence[str]
 
 
@@ -114,17 +115,17 @@ def fit_on_validation(task: Task, validation: SplitScores) -> dict[str, Any]:
 def classification_metrics(
     task: Task,
     labels: Sequence[Any],
-    scores: Sequence[Any] | FloatArray,
+    scores: Sequence[Any] | NDArray[np.floating[Any]],
     patient_ids: Sequence[str],
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure one table of predictions by itself: what needs no validation split, as `measure_split` returns it."""
-    split = SplitScores(labels, scores, patient_ids)  # type: ignore[arg-type]  # Scored.build takes either
+    split = SplitScores(labels, scores, patient_ids)
     return measure_split(task, split, EvaluationRecipe.model_construct(resamples=resamples, seed=seed))
 
 
-def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any] | FloatArray) -> float:
+def primary_auroc(task: Task, labels: Sequence[Any], scores: Sequence[Any] | NDArray[np.floating[Any]]) -> float:
     """Return the figure the task is judged by, without an interval; NaN when no class has both labels.
 
     Parameters and errors as in `classification_metrics`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import (
@@ -48,7 +49,11 @@ class Scored:
 
     @classmethod
     def build(
-        cls, task: Task, labels: Sequence[Any], logits: Sequence[Any] | FloatArray, source: str = "predictions"
+        cls,
+        task: Task,
+        labels: Sequence[Any],
+        logits: Sequence[Any] | NDArray[np.floating[Any]],
+        source: str = "predictions",
     ) -> Scored:
         """Check labels and logits against the task.
 

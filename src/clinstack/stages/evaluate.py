@@ -12,7 +12,7 @@ from clinstack.engine.distributed import open_shared_run
 from clinstack.engine.language_modelling import losses_table, open_notes
 from clinstack.engine.sharding import place
 from clinstack.errors import InputError
-from clinstack.evaluate.classification import classification_metrics
+from clinstack.evaluate.classification import SplitScores, measure_split
 from clinstack.evaluate.compare import compare
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, sha256_file, write_json
@@ -71,7 +71,7 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
 
 
 def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
-    """Measure a classifier by ranking metrics, and against another Run when asked."""
+    """Measure a classifier, with the thresholds and calibration kept with it, and against another Run when asked."""
     task, splits = read_examples(Path(str(recipe.examples)))
     if stack.task is None:
         raise InputError(f"examples: {recipe.stack} is a language model without a head; give it notes.")
@@ -86,9 +86,8 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     with replacing_file(run.folder / "predictions.parquet") as temporary:
         pq.write_table(table, temporary)
     settings = recipe.evaluation
-    metrics = classification_metrics(
-        task, examples.labels, logits.tolist(), examples.patient_ids, settings.resamples, settings.seed
-    )
+    scores = SplitScores(examples.labels, logits, examples.patient_ids)
+    metrics = measure_split(task, scores, settings, stack.calibration)
     if recipe.against is not None:
         other = Path(recipe.against) / "predictions.parquet"
         if not other.is_file():
