@@ -86,9 +86,8 @@ def _pretrain_cells(recipe: StudyRecipe, base: GridBase) -> list[GridCell]:
     source = f"bases ({base.name}): clinical ({clinical.recipe})"
     own = {"base": recipe.base or base.base, "run": _clinical_path(recipe, base)}
     notes = clinical.notes or recipe.notes
-    parsed = resolved_recipe(clinical.recipe, joined(clinical.overrides, {**own, "notes": notes}), source)
-    if not isinstance(parsed, PretrainRecipe):
-        raise InputError(f"{source}: a clinical adapter is made by a pretrain recipe; this is one of {parsed.stage}.")
+    parsed = resolved_recipe(clinical.recipe, joined(clinical.overrides, {**own, "notes": notes}), source, PRETRAIN)
+    assert isinstance(parsed, PretrainRecipe)
     return [GridCell(Cell(f"{base.name}/{PRETRAIN}", parsed), "pretrain", base, seed=parsed.training.seed)]
 
 
@@ -140,12 +139,11 @@ def _task_cells(
             continue
         own = {"training.seed": seed, "run": str(Path(recipe.run) / name)}
         parsed = (
-            resolved_recipe(spec.recipe, {**values, **own}, source)
+            resolved_recipe(spec.recipe, {**values, **own}, source, "finetune")
             if search is None
             else _with_example(search, own, source)
         )
-        if not isinstance(parsed, FinetuneRecipe):
-            raise InputError(f"{source}: a stack of a grid is a finetune recipe; this is one of {parsed.stage}.")
+        assert isinstance(parsed, FinetuneRecipe)
         # Its features are there when its search, or the Run of another seed, is done.
         first = () if not result or not spec.trains_head_only else (result[0].cell.name,)
         after = tuple(name for name in first if name not in needs)
@@ -190,6 +188,8 @@ def _sweep(
     recipe: StudyRecipe, spec: GridSpec, search: GridSearch, overrides: dict[str, Any], place: str
 ) -> SweepRecipe:
     source = f"{place}/{SEARCH} ({spec.recipe})"
+    # Its own schema first, which names a wrong key best; the space is then held against it.
+    resolved_recipe(spec.recipe, {**overrides, "run": "-"}, f"{place} ({spec.recipe})", "finetune")
     values = {
         "stage": "sweep",
         "run": str(Path(recipe.run) / place / SEARCH),
@@ -200,11 +200,9 @@ def _sweep(
     sweep = parse_recipe(values, source)
     assert isinstance(sweep, SweepRecipe)
     try:
-        example = Space.of(sweep).example
+        Space.of(sweep)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    if not isinstance(example, FinetuneRecipe):
-        raise InputError(f"{source}: a stack of a grid is a finetune recipe; this is one of {example.stage}.")
     return sweep
 
 

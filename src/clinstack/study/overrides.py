@@ -28,8 +28,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def resolved_recipe(recipe: str, overrides: dict[str, Any], source: str) -> StageRecipe:
-    """Read a recipe or preset and put flat overrides over it.
+def resolved_recipe(recipe: str, overrides: dict[str, Any], source: str, stage: str | None = None) -> StageRecipe:
+    """Read a recipe or preset and put flat overrides over it; a recipe of another stage is refused.
 
     Raises
     ------
@@ -39,4 +39,4 @@ def resolved_recipe(recipe: str, overrides: dict[str, Any], source: str) -> Stag
     values = read_yaml(recipe_file(Path(recipe)))
     for key, value in overrides.items():
         set_value(values, key, value, source)
-    return parse_recipe(values, source)
+    return parse_recipe(values, source, stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from clinstack.study.cost import Cost
@@ -24,17 +25,17 @@ def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: in
     title : str
     """
     total = sum(costs[one.cell.name].seconds for one in cells)
-    table = Table(title=title, title_style="", show_footer=True)
+    table = Table(title=title, title_style="", box=SIMPLE_HEAD, show_footer=True)
     runs = sum(one.role != "search" for one in cells)
     trials = sum(_trials(one) for one in cells)
     tokens = sum(costs[one.cell.name].tokens for one in cells)
     table.add_column("base", footer=f"{len(cells)} cells")
-    table.add_column("stack")
+    table.add_column("stack", no_wrap=True, overflow="fold")
     for name, foot in (
         ("Runs", f"{runs:,}"),
         ("searches", f"{sum(one.role == 'search' for one in cells):,}"),
         ("trials", f"{trials:,}"),
-        ("tokens read", f"{tokens / 1e6:,.1f} M"),
+        ("tokens", f"{tokens / 1e6:,.1f} M"),
         ("time", duration(total)),
     ):
         table.add_column(name, footer=foot, justify="right")

@@ -22,7 +22,8 @@ def in_order(cells: Sequence[GridCell], seconds: Mapping[str, float]) -> list[Gr
     leaders = {name for one in cells for name in one.cell.after}
 
     def rank(one: GridCell) -> tuple[int, float]:
-        first = 0 if one.role == "pretrain" else 1 if one.cell.name in leaders else 2
+        leads = one.cell.name in leaders and not one.cell.after
+        first = 0 if one.role == "pretrain" else 1 if leads else 2
         return first, seconds[one.cell.name]
 
     return sorted(cells, key=rank)
