@@ -2,10 +2,14 @@
 
 A bootstrap over patients is a weighting of the rows, so each score column is sorted once and every resample is a
 column of the same cumulative sums. Values equal scikit-learn's.
+
+Large tables go through compiled kernels (`clinstack.evaluate.ranking_kernels`), which give the same values many times
+faster; small ones, such as a validation after each epoch, do not wait for a compiler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +20,12 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 _BLOCK = 4_000_000  # numbers per working array: 32 MB, so that memory does not grow with the resamples
+_LARGE = 50_000_000  # work from which kernels pay: a third of a second here, as long as importing their compiler takes
+
+
+def _is_large(entries: int, resamples: int) -> bool:
+    # A function of the shape alone, so that values never depend on what ran before. Sorting costs like ten resamples.
+    return entries * (resamples + 10) >= _LARGE
 
 
 def ranking_metrics(positive: BoolArray, scores: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -35,6 +45,9 @@ def ranking_metrics(positive: BoolArray, scores: FloatArray, weights: FloatArray
     auroc, average_precision : arrays of float, shape (resamples,)
         NaN in each resample that lost one of the two labels.
     """
+    if _is_large(len(scores), weights.shape[0]):
+        areas, precisions = class_metrics(positive[:, None], scores[:, None], weights)
+        return areas[:, 0], precisions[:, 0]
     by_row = weights.T
     positive_scores, positive_rows = _descending(scores, positive)
     negative_scores, negative_rows = _descending(scores, ~positive)
@@ -123,6 +136,10 @@ def class_metrics(indicator: BoolArray, scores: FloatArray, weights: FloatArray)
     auroc, average_precision : arrays of float, shape (resamples, classes)
         NaN where a class has only one of its labels in that resample.
     """
+    if _is_large(indicator.size, weights.shape[0]):
+        from clinstack.evaluate.ranking_kernels import PackedWeights, rank
+
+        return rank(indicator, scores, PackedWeights.pack(weights))
     shape = (weights.shape[0], indicator.shape[1])
     areas, precisions = np.empty(shape), np.empty(shape)
     for column in range(indicator.shape[1]):
@@ -134,9 +151,16 @@ def micro_auroc(indicator: BoolArray, scores: FloatArray, weights: FloatArray) -
     """Compute the AUROC over all (row, class) entries as one binary problem, shape (resamples,).
 
     All entries of a row share its weight, so the pairs of entries that are in the right order are counted once for
-    each pair of rows; a resample is then a quadratic form of its weights.
+    each pair of rows; a resample is then a quadratic form of its weights. In a large table the entries are ranked as
+    one column instead: that grows with the rows, not with their square.
     """
-    rows = indicator.shape[0]
+    rows, classes = indicator.shape
+    if _is_large(indicator.size, weights.shape[0]):
+        from clinstack.evaluate.ranking_kernels import PackedWeights, rank
+
+        owners = np.repeat(np.arange(rows, dtype=np.int32), classes)
+        areas, _ = rank(indicator.reshape(-1, 1), scores.reshape(-1, 1), PackedWeights.pack(weights), owners)
+        return areas[:, 0]
     positive_rows, positive_columns = np.nonzero(indicator)
     positive_scores = scores[positive_rows, positive_columns]
     positives, negatives = indicator.sum(axis=1), (~indicator).sum(axis=1)
@@ -171,15 +195,26 @@ def one_vs_one_auroc(labels: IntArray, probabilities: FloatArray, weights: Float
     -------
     array of float, shape (resamples,)
     """
-    by_row = np.ascontiguousarray(weights.T)
+    ranked = _pair_ranker(probabilities.size, weights)
     pairs = []
     for first, second in combinations(range(probabilities.shape[1]), 2):
-        chosen = (labels == first) | (labels == second)
-        is_first, part = labels[chosen] == first, by_row[chosen].T
-        there, _ = ranking_metrics(is_first, probabilities[chosen, first], part)
-        back, _ = ranking_metrics(~is_first, probabilities[chosen, second], part)
+        chosen = np.flatnonzero((labels == first) | (labels == second))
+        is_first = labels[chosen] == first
+        there = ranked(chosen, is_first, probabilities[chosen, first])
+        back = ranked(chosen, ~is_first, probabilities[chosen, second])
         pairs.append((there + back) / 2)
     return mean_of_known(np.stack(pairs, axis=1))
+
+
+def _pair_ranker(entries: int, weights: FloatArray) -> Callable[[IntArray, BoolArray, FloatArray], FloatArray]:
+    """Return a function of rows, their labels and scores to the AUROC of these rows alone, shape (resamples,)."""
+    if _is_large(entries, weights.shape[0]):
+        from clinstack.evaluate.ranking_kernels import PackedWeights, rank
+
+        packed = PackedWeights.pack(weights)
+        return lambda rows, positive, scores: rank(positive[:, None], scores[:, None], packed, rows)[0][:, 0]
+    by_row = np.ascontiguousarray(weights.T)
+    return lambda rows, positive, scores: ranking_metrics(positive, scores, by_row[rows].T)[0]
 
 
 def mean_of_known(values: FloatArray, weights: FloatArray | None = None) -> FloatArray:
