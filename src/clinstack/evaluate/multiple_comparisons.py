@@ -12,6 +12,8 @@ LEVEL = 0.05
 FEW = 10
 """Where fewer resamples than this reach the difference, their count says little more than that p is small."""
 
+_ROUNDING = 1e-12
+
 
 def bootstrap_p(difference: float, resampled: FloatArray) -> float | None:
     """Return the two-sided p-value of a difference from its resamples.
@@ -38,13 +40,12 @@ def bootstrap_p(difference: float, resampled: FloatArray) -> float | None:
     known = resampled[np.isfinite(resampled)]
     if not np.isfinite(difference) or known.size < 2:
         return None
-    # A difference that no resample changes by more than rounding is all zero, or beyond doubt.
-    reach = abs(difference) - 1e-12
+    reach = abs(difference) - _ROUNDING
     shifted = np.abs(known - difference)
     count = int((shifted >= reach).sum())
     p = (1 + count) / (1 + known.size)
     deviation = float(known.std(ddof=1))
-    if count < FEW and deviation > 0:
+    if count < FEW and deviation > _ROUNDING:
         p = min(p, float(2 * norm.sf(abs(difference) / deviation)))
     return p
 
