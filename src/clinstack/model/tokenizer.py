@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from clinstack.errors import InputError
 from clinstack.model.config import load_config, vocabulary_size
+from clinstack.model.families import encoder_of
 
 if TYPE_CHECKING:
     from clinstack.model.base import Base
@@ -135,6 +136,8 @@ def _repair(base: Base, tokenizer: PreTrainedTokenizerBase, config: PreTrainedCo
         )
     special = {token: id_ for token, id_ in vocabulary.items() if id_ < rows and (token in added or token in _USUAL)}
     for role, meaning in _ROLES.items():
+        if encoder_of(config) is not None and role in ("bos_token", "eos_token"):
+            continue  # encoders have [CLS] and [SEP] around a text instead
         named = getattr(tokenizer, role)
         if named is not None and vocabulary.get(named, rows) < rows:
             continue
