@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -25,7 +27,7 @@ from transformers import (
 from clinstack.engine.losses import causal_loss
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
-from clinstack.recipe import PRESETS, PretrainRecipe, load_recipe
+from clinstack.recipe import PRESETS, AdapterRecipe, FinetuneRecipe, PretrainRecipe, load_recipe
 from clinstack.tasks import Task
 from clinstack.tokens.pack import PackedBatch
 
@@ -54,6 +56,7 @@ CONFIGS = {
     "gemma": Gemma2Config(**GEMMA, sliding_window=WINDOW, query_pre_attn_scalar=8, final_logit_softcapping=3.0),
     "gemma 3": Gemma3TextConfig(**GEMMA, sliding_window=WINDOW, query_pre_attn_scalar=8),
     "phi-2": PhiConfig(**SIZES),
+    "phi-3": Phi3Config(**SIZES, sliding_window=WINDOW),
 }
 LENGTHS = (11, 17)
 
@@ -114,7 +117,10 @@ def plain_loss(stack: Stack) -> torch.Tensor:
 
 
 def test_there_is_a_preset_for_each_family() -> None:
-    assert {path.stem for path in (PRESETS / "bases").glob("*.yaml")} == {name.split()[0] for name in CONFIGS}
+    presets = {path.stem for path in (PRESETS / "bases").glob("*.yaml")}
+    encoders = {name for name in presets if isinstance(load_recipe(Path("bases") / name), FinetuneRecipe)}
+    assert encoders == {"bluebert", "umlsbert", "bio-clinicalbert", "core", "modernbert"}
+    assert presets - encoders == {name.split()[0] for name in CONFIGS}
 
 
 def test_the_preset_fits_the_architecture(family: tuple[str, Path]) -> None:
@@ -126,7 +132,8 @@ def test_the_preset_fits_the_architecture(family: tuple[str, Path]) -> None:
     assert support.trainable == stack.summary()["trainable_parameters"]
     adapted = {layer.split(".")[-2] for layer, _ in stack.network.named_modules() if layer.endswith(".base_layer")}
     mlp = {"fc1", "fc2", "dense"} if name == "phi-2" else {"gate_proj", "up_proj", "down_proj", "o_proj"}
-    assert adapted == {"q_proj", "k_proj", "v_proj"} | mlp
+    fused = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert adapted == (fused if name == "phi-3" else {"q_proj", "k_proj", "v_proj"} | mlp)
 
 
 def test_packed_documents_have_the_loss_that_they_have_alone(family: tuple[str, Path]) -> None:
@@ -168,8 +175,22 @@ def test_it_trains(family: tuple[str, Path], dtype: str) -> None:
     assert all(not torch.equal(parameter, before[key]) for key, parameter in stack.trainable_parameters().items())
 
 
-def test_it_classifies(family: tuple[str, Path], mortality: Task) -> None:
+@pytest.mark.parametrize("layer", [None, 1])
+def test_it_classifies_as_transformers_does(family: tuple[str, Path], mortality: Task, layer: int | None) -> None:
+    """With the recipe's default LoRA, on whatever the family calls query and value, from any layer."""
     name, folder = family
-    stack = Stack.build(str(folder), recipe_for(name, folder).adapters, mortality)
-    ids = torch.stack([documents()[0], documents()[1][: LENGTHS[0]]])
-    assert stack.logits(ids, torch.ones_like(ids)).shape == (2, 2)
+    stack = Stack.build(str(folder), [AdapterRecipe(name="task", rank=2)], mortality, layer=layer)
+    stack.eval()
+    adapted = {key.rsplit(".", 1)[-1] for key in stack.lora_layers()}
+    assert adapted == ({"qkv_proj"} if name == "phi-3" else {"q_proj", "v_proj"})
+    options = {} if layer is None else {"num_hidden_layers": layer}
+    plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, **options).eval()
+    plain.config.pad_token_id = 0
+    plain.score.weight = stack.head.weight
+    ids = torch.zeros(2, LENGTHS[1], dtype=torch.long)
+    for row, document in enumerate(documents()):
+        ids[row, : len(document)] = document
+    mask = (ids != 0).long()
+    with torch.no_grad():
+        expected = plain(input_ids=ids, attention_mask=mask).logits
+        assert torch.allclose(stack.logits(ids, mask), expected, atol=1e-6)
