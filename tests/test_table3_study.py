@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ import pytest
 from rich.console import Console
 
 from clinstack.errors import InputError
-from clinstack.files import read_json, write_text
+from clinstack.files import read_json, sha256_file, write_text
 from clinstack.recipe import FinetuneRecipe, StudyRecipe, SweepRecipe, dump_recipe, load_recipe, parse_recipe
 from clinstack.study.best import recipe_with_best
-from clinstack.study.cells import Cell, TimeLeft, is_done
+from clinstack.study.cells import Cell, TimeLeft, is_done, run_cell
 from clinstack.study.cost import Cost, Speed, cell_costs
 from clinstack.study.devices import Devices, device_names
 from clinstack.study.grid import GridCell, budget, check_equal_budgets, grid_cells
 from clinstack.study.preview import cost_table
 from clinstack.study.published import published_auroc
+from clinstack.study.record import write_record
 from clinstack.study.schedule import in_order
 from clinstack.study.study import resolve
 from clinstack.study.support import check_grid
@@ -517,44 +518,56 @@ def figures(root: Path) -> list[Any]:
     return [report["auroc"], report["differences"], finals]
 
 
-def test_a_grid_from_its_first_cell_to_its_table(grid: dict[str, Any], tmp_path: Path) -> None:
-    """Pretraining, a search, final Runs for two seeds, the table; and once more, when all is done."""
+def test_a_grid_from_its_first_cell_to_its_record(grid: dict[str, Any]) -> None:
+    """Pretraining, a search, and final Runs for two seeds, cell after cell in this process."""
     del grid["specs"][0]
-    words = command(grid | {"tasks": ["mortality"], "seeds": [0, 1]}, tmp_path)
-    done = run(words)
-    root = Path(grid["run"])
+    recipe = parsed(grid | {"tasks": ["mortality"], "seeds": [0, 1]})
+    ones = grid_cells(recipe)
+    for one in ones:
+        assert not is_done(one.cell)
+        assert run_cell(one.cell).failure is None
+        assert is_done(one.cell)
+    root, stack = Path(grid["run"]), "tiny/clinical-frozen+lora"
+    write_record(root, recipe, ones, {f"{stack}/mortality/seed-1": "a reason"})
     record = read_json(root / "study.json")
     assert (record["format_version"], record["table"], record["synthetic"]) == (1, "table3", True)
     assert record["tasks"] == ["mortality"]
-    stack = "tiny/clinical-frozen+lora"
-    assert [(cell["name"], cell["role"], cell["seed"]) for cell in record["cells"]] == [
-        ("tiny/pretrain", "pretrain", 0),
-        (f"{stack}/mortality/search", "search", 0),
-        (f"{stack}/mortality/seed-0", "final", 0),
-        (f"{stack}/mortality/seed-1", "final", 1),
+    assert [(cell["name"], cell["role"], cell["seed"], cell["failure"]) for cell in record["cells"]] == [
+        ("tiny/pretrain", "pretrain", 0, None),
+        (f"{stack}/mortality/search", "search", 0, None),
+        (f"{stack}/mortality/seed-0", "final", 0, None),
+        (f"{stack}/mortality/seed-1", "final", 1, "a reason"),
     ]
     final = record["cells"][2]
     assert (final["base"], final["spec"], final["task"]) == ("tiny", "clinical-frozen+lora", "mortality")
-    assert (final["budget"]["trials"], final["paper"], final["failure"]) == (2, None, None)
-    assert (root / "report.html").is_file()
-    assert "What there is to do" in done.stderr
+    assert (final["budget"]["trials"], final["paper"]) == (2, None)
+    assert all((root / cell["run"] / "run.json").is_file() for cell in record["cells"])
 
     # The final Runs have the best values; that of the search's seed is the best trial itself.
-    metrics = read_json(root / stack / "mortality" / "search" / "metrics.json")
-    cells = {one.cell.name: one.cell for one in grid_cells(parsed(read_json(tmp_path / "grid.yaml")))}
+    best = read_json(root / stack / "mortality" / "search" / "metrics.json")["best"]
     for seed in (0, 1):
-        cell = cells[f"{stack}/mortality/seed-{seed}"]
+        cell = {one.cell.name: one.cell for one in ones}[f"{stack}/mortality/seed-{seed}"]
         assert cell.best_of is not None
-        recipe = recipe_with_best(cell.best_of, cell.recipe)
-        assert (Path(cell.recipe.run) / "recipe.yaml").read_text("utf-8") == dump_recipe(recipe)
-        assert recipe.training.seed == seed
-        assert recipe.training.learning_rate == metrics["best"]["params"]["training.learning_rate"]
-        assert is_done(cell)
-    first, second = (read_json(root / stack / "mortality" / f"seed-{seed}" / "run.json") for seed in (0, 1))
-    assert first["copied_from"] == f"../search/trials/{metrics['best']['number']}"
-    assert "copied_from" not in second
-    again = run(words)
-    assert "4 of 4 Runs are done already." in again.stderr
+        trained = recipe_with_best(cell.best_of, cell.recipe)
+        assert (Path(cell.recipe.run) / "recipe.yaml").read_text("utf-8") == dump_recipe(trained)
+        assert trained.training.seed == seed
+        assert trained.training.learning_rate == best["params"]["training.learning_rate"]
+    first, second = (root / stack / "mortality" / f"seed-{seed}" for seed in (0, 1))
+    assert read_json(first / "run.json")["copied_from"] == f"../search/trials/{best['number']}"
+    assert "copied_from" not in read_json(second / "run.json")
+    assert not (first / "checkpoints").exists()
+    assert sha256_file(first / "predictions.parquet") != sha256_file(second / "predictions.parquet")
+
+
+def test_a_later_task_does_not_undo_what_is_done(grid: dict[str, Any]) -> None:
+    """It changes what the first cell's features are shared with, which changes no result."""
+    del grid["specs"][1]
+    few = grid_cells(parsed(grid | {"tasks": ["mortality"]}))
+    assert run_cell(few[0].cell).failure is None
+    more = grid_cells(parsed(grid))
+    assert more[0].cell.name == few[0].cell.name
+    assert more[0].cell.recipe != few[0].cell.recipe
+    assert is_done(more[0].cell)
 
 
 @pytest.mark.slow
@@ -572,4 +585,26 @@ def test_a_cell_that_fails_is_named_and_the_others_stand_in_the_table(grid: dict
     assert "'Poem' does not occur" in failed["tiny/pretrain"]
     assert failed["tiny/clinical-frozen+lora/mortality/search"] == "it needs tiny/pretrain, which failed"
     assert "tiny/pretrain failed" in " ".join(done.stderr.split())
-    assert len(figures(root)[2][0]["validation"]) == 1
+    assert {row["stack"] for row in read_json(root / "report.json")["auroc"]} == {"head"}
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_three_times_ends_with_the_same_table(grid: dict[str, Any], tmp_path: Path) -> None:
+    """By time, with all its workers, wherever they are; at its end it has nothing left to do."""
+    whole = grid | {"workers": 2, "seeds": [0, 1]}
+    run(command(whole | {"run": str(tmp_path / "whole")}, tmp_path))
+    words = command(whole, tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for seconds in (25.0, 40.0, 55.0):
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run(words)
+    assert figures(Path(grid["run"])) == figures(tmp_path / "whole")
+    done = run(words)
+    cells = len(grid_cells(parsed(whole)))
+    assert f"{cells} of {cells} Runs are done already." in done.stderr
