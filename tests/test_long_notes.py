@@ -25,7 +25,7 @@ from clinstack.recipe import FinetuneRecipe, parse_recipe
 from clinstack.tasks import Task
 from clinstack.tokens.encode import TextEncoder, own_ends
 from clinstack.tokens.shorten import kept_ranges
-from clinstack.tokens.texts import EncodedTexts, encode_texts
+from clinstack.tokens.texts import EncodedTexts, cut_notes, encode_texts
 
 WORDS = (
     "the patient",
@@ -289,6 +289,18 @@ def test_what_was_cut_is_told_by_section_where_they_are_known(tokenizer: PreTrai
     assert encoded.cut["cut_by_section"] == dict(expected)
     assert encoded.cut["cut"] == 2 * sum(expected.values()), "the second note is counted, without its sections"
     assert set(expected) <= {"PRESENT ILLNESS", "MEDICAL HISTORY", "SOCIAL HISTORY"}
+
+
+def test_a_person_is_told_what_is_cut(tiny_base: Path) -> None:
+    reading = Reading(max_tokens=14, keep="end")
+    tokenizer = decoder(tiny_base, "llama")
+    cut = encode_texts(tokenizer, reading, [NOTE, "x"]).cut
+    length = len(plain(tokenizer, NOTE))
+    assert cut_notes(reading, cut, "train") == [
+        "train: 1 of 2 notes are longer than what is read (max_tokens 14, keep end); "
+        f"{round(100 * (length - 13) / (length + 1))}% of all tokens are cut."
+    ]
+    assert cut_notes(reading, encode_texts(tokenizer, reading, ["x"]).cut, "train") == []
 
 
 def test_large_splits_go_to_the_tokenizer_in_batches(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

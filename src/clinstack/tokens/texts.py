@@ -17,7 +17,7 @@ which stand around every piece.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -141,6 +141,16 @@ class CutReport:
         if self.reading.keep == "chunks":
             report["chunks"] = {str(number): self.chunks[number] for number in sorted(self.chunks)}
         return report
+
+
+def cut_notes(reading: Reading, cut: Mapping[str, Any], split: str) -> list[str]:
+    """Return what a person should know of the report of a split before the work goes on; nothing if nothing is cut."""
+    if not cut["texts_cut"]:
+        return []
+    return [
+        f"{split}: {cut['texts_cut']:,} of {cut['texts']:,} notes are longer than what is read (max_tokens "
+        f"{reading.max_tokens}, keep {reading.keep}); {cut['share_cut']:.0%} of all tokens are cut."
+    ]
 
 
 def encode_texts(
