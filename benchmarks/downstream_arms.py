@@ -137,29 +137,11 @@ class Clinstack(Trainer):
 
     def __init__(self, work: Path, spec: str, kind: str) -> None:
         super().__init__(work, spec, kind)
-        from clinstack.engine.checkpoint import TrainingState
-        from clinstack.engine.classification import EncodedExamples
-        from clinstack.engine.optimizer import build_optimizer
-        from clinstack.model.reading import Reading
-        from clinstack.model.stack import Stack
-        from clinstack.stages.finetune import FinetuneObjective
-
-        recipe = self.recipe
-        self.stack = Stack.build(recipe.base, recipe.adapters, self.task, seed=0, dtype=recipe.dtype)
-        self.stack.reading = Reading.of(recipe)
-        encoded = {name: EncodedExamples(self.stack, self.task, split) for name, split in self.examples.items()}
-        self.objective = FinetuneObjective(self.stack, self.task, recipe, encoded, self.examples["validation"])
-        self.optimizer = build_optimizer(self.stack, recipe.training)
-        self._state = TrainingState(without_gradient=sorted(self.stack.trainable_parameters()))
+        self.stack, self.objective, self._step = open_objective(self.recipe)
 
     def step(self, batch: list[int]) -> float:
         """Do one step as the trainer of all stages does."""
-        from clinstack.engine.step import compute_gradients
-
-        loss, _ = compute_gradients(self.stack, self._state, self.recipe.training, self.objective, [batch])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss
+        return self._step(batch)
 
     def loss(self, batch: list[int]) -> Any:
         """Return the mean loss."""
@@ -169,6 +151,34 @@ class Clinstack(Trainer):
     def parameters(self) -> dict[str, Any]:
         """Return what trains."""
         return dict(self.stack.trainable_parameters())
+
+
+def open_objective(recipe: Any) -> tuple[Any, Any, Callable[[list[int]], float]]:
+    """Return the stack and the objective that `clinstack finetune` would train, and one step of its trainer."""
+    from clinstack.engine.checkpoint import TrainingState
+    from clinstack.engine.classification import EncodedExamples
+    from clinstack.engine.optimizer import build_optimizer
+    from clinstack.engine.step import compute_gradients
+    from clinstack.model.reading import Reading
+    from clinstack.model.stack import Stack
+    from clinstack.notes.read import read_examples
+    from clinstack.stages.finetune import FinetuneObjective
+
+    task, examples = read_examples(Path(recipe.examples))
+    stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
+    stack.reading = Reading.of(recipe)
+    encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
+    objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
+    optimizer = build_optimizer(stack, recipe.training)
+    state = TrainingState(without_gradient=sorted(stack.trainable_parameters()))
+
+    def step(batch: list[int]) -> float:
+        loss, _ = compute_gradients(stack, state, recipe.training, objective, [batch])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return stack, objective, step
 
 
 class ClinstackCompiled(Clinstack):
@@ -188,9 +198,9 @@ WAYS: dict[str, Callable[[Path, str, str], Trainer]] = {
 }
 
 
-def make(work: Path, model: dict[str, int], counts: dict[str, int]) -> None:
-    """Write the random base, a clinical LoRA of it, and notes of both kinds."""
-    from downstream_notes import LENGTHS, write_clinical, write_notes
+def make(work: Path, model: dict[str, int], folders: dict[str, tuple[str, dict[str, int]]]) -> None:
+    """Write the random base, a clinical LoRA of it, and folders of Notes: each with its lengths and its counts."""
+    from downstream_notes import write_clinical, write_notes
     from pretraining_arms import Setting, make_work
     from transformers import AutoTokenizer
 
@@ -198,8 +208,8 @@ def make(work: Path, model: dict[str, int], counts: dict[str, int]) -> None:
     write_clinical(work / "model", work / "clinical")
     vocabulary = AutoTokenizer.from_pretrained(work / "model").get_vocab()
     words = sorted(word for word in vocabulary if word.startswith("w"))
-    for kind in LENGTHS:
-        write_notes(work / kind, kind, words, counts)
+    for name, (lengths, counts) in folders.items():
+        write_notes(work / name, lengths, words, counts)
 
 
 def largest_difference(work: Path, spec: str, kind: str, ways: list[str]) -> dict[str, float]:

@@ -120,6 +120,13 @@ class Trainer:
         self._step = 0
         self._lowest = float("inf")
 
+    def set_head(self, weight: Tensor) -> None:
+        """Let the head begin with these weights, shape [classes, hidden]."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if "score." in name and parameter.requires_grad:
+                    parameter.copy_(weight)
+
     def loss(self, rows: Any, split: str = "train") -> Tensor:
         """Return the mean loss of some rows."""
         part = self.splits[split]
@@ -155,7 +162,9 @@ class Trainer:
         """Train an epoch, and measure as the published code does after it."""
         settings = self.recipe.training
         order = np.random.default_rng([settings.seed, number]).permutation(len(self.splits["train"].labels))
-        batches = [torch.from_numpy(order[at : at + settings.batch_size]) for at in range(0, len(order), settings.batch_size)]
+        batches = [
+            torch.from_numpy(order[at : at + settings.batch_size]) for at in range(0, len(order), settings.batch_size)
+        ]
         total = -(-len(batches) // settings.accumulate) * settings.epochs
         for at in range(0, len(batches), settings.accumulate):
             self.step(batches[at : at + settings.accumulate], total)
@@ -190,6 +199,30 @@ class Trainer:
         return self.measure("test")
 
 
+def open_cell(recipe: FinetuneRecipe) -> Trainer:
+    """Return the loop of a recipe: its base, adapters, task and examples, of which it reads the same tokens."""
+    from transformers import AutoTokenizer
+
+    from clinstack.engine.losses import encode_labels
+    from clinstack.model.base import find_base
+    from clinstack.model.reading import Reading
+    from clinstack.notes.read import read_examples
+    from clinstack.tokens.texts import encode_texts
+
+    torch.manual_seed(recipe.training.seed)
+    task, examples = read_examples(Path(recipe.examples))
+    folder = str(find_base(recipe.base).folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    splits = {}
+    for name, split in examples.items():
+        pieces = encode_texts(tokenizer, Reading.of(recipe), split.texts, split.sections).pieces
+        labels = encode_labels(task, split.labels)
+        splits[name] = Padded.of(pieces, labels, recipe.max_tokens, tokenizer.pad_token_id)
+    model = build(folder, recipe.adapters, task)
+    model.config.pad_token_id = tokenizer.pad_token_id  # the head reads the last token before the padding
+    return Trainer(recipe, task, model, splits)
+
+
 def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the published metrics with scikit-learn: macro AUROC and AUPRC over classes that occur, F1.
 
@@ -202,7 +235,8 @@ def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
         known = [column for column in range(truth.shape[1]) if 0 < truth[:, column].sum() < len(truth)]
         predicted = scores >= 0.5
         areas = [
-            (roc_auc_score(truth[:, k], scores[:, k]), average_precision_score(truth[:, k], scores[:, k])) for k in known
+            (roc_auc_score(truth[:, k], scores[:, k]), average_precision_score(truth[:, k], scores[:, k]))
+            for k in known
         ]
         auroc, auprc = np.mean(areas, axis=0) if areas else (float("nan"), float("nan"))
     else:
@@ -212,7 +246,9 @@ def metrics(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
             scores = probabilities[:, 1]
             auroc, auprc = roc_auc_score(truth, scores), average_precision_score(truth, scores)
         else:
-            auroc = roc_auc_score(truth, probabilities, multi_class="ovo", average="macro")
+            all_occur = len(np.unique(truth)) == len(task.classes)  # scikit-learn takes nothing else
+            options = {"multi_class": "ovo", "average": "macro"}
+            auroc = roc_auc_score(truth, probabilities, **options) if all_occur else float("nan")
             each = np.eye(len(task.classes))[truth]
             auprc = average_precision_score(each, probabilities, average="macro")
     return {

@@ -1,0 +1,356 @@
+"""Classifiers: `clinstack finetune`, `sweep` and `study` against the published loop and what the libraries offer.
+
+    python benchmarks/downstream.py            # everything, about 25 minutes on two cores
+    python benchmarks/downstream.py --quick    # three layers, fewer notes, one task of the study: under three minutes
+
+Everything is float32 on CPUs, one thread a process, and figures are CPU time. Each way is a process of its own; they
+take turns, and a ratio is the median over turns of the ratios within a turn.
+
+training   Notes per second of optimizer steps: a LoRA of rank 16 and a head on a random Llama (hidden 288, 6 layers,
+           vocabulary 32,000), alone and on a frozen clinical LoRA. All ways read the same random batches of 16 notes;
+           loss and gradients are compared before anything is timed. Padding to 512 is the published loop; the flat row
+           with a dense mask is transformers' padding-free way where there is no FlashAttention. clinstack's figure is
+           with the recipe's defaults, which do not compile.
+frozen     Ten epochs of a head on a backbone that does not train: the whole stage, from the recipe to the saved stack,
+           and the whole sweep of twenty trials, against a forward pass of the backbone for every batch of every epoch.
+           Of the slow side some notes are timed in each turn, and multiplied to what it has to read: the training and
+           the validation notes in every epoch, the test notes once.
+study      `clinstack study demo/table3` on the synthetic cohort against the same searches by the published loop: same
+           base, stacks, tasks, tokens, epochs, batches and trials; padded, nothing kept, training figures after each
+           epoch. The clinical adapter is trained before and is in neither figure. Of each search the published loop
+           does the first trial, which is multiplied: trials differ in their learning rate alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from downstream_arms import BATCH, SPECS
+from downstream_frozen import BATCH as FROZEN_BATCH
+from downstream_frozen import CHECK_KIND, EPOCHS, KIND, TRIALS
+from turns import Process, in_turn, paired, quiet_environment
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("training", "frozen", "study")
+BASELINE = "padded to 512"
+OWN = "clinstack"
+TRAINING_NAMES = {BASELINE: "vs_pad", "dynamic padding": "vs_dynamic", "flat, dense mask": "vs_dense_mask"}
+FROZEN_SPECS = {"head": "head only", "clinical-frozen": "frozen clinical LoRA"}
+TOLERANCE = 1e-5
+SAME = 1e-6
+"""Features once or in every epoch: logits relative to the largest, and every test figure."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    layers: int = 6
+    turns: int = 4
+    quick: bool = False
+    frozen_notes: tuple[int, int, int] = (480, 80, 160)
+    """Of train, validation and test."""
+    frozen_turns: int = 2
+    slow_notes: int = 64
+    """Training notes of the slow side in a turn."""
+    patients: int = 300
+    tasks: tuple[str, ...] = ("prolonged_ventilation", "mortality", "length_of_stay", "diagnoses", "procedures")
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+
+
+QUICK = Plan(3, 2, True, (96, 16, 32), 1, 32, 150, ("mortality",), (0.003,))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a way did in its turn."""
+
+    notes: int
+    cpu: float
+    wall: float
+
+    @property
+    def per_cpu_second(self) -> float:
+        return self.notes / self.cpu
+
+
+def python(script: str, *arguments: str, threads: int = 1) -> str:
+    """Run a script of this folder, or a module with -m, and return what it prints."""
+    command = [sys.executable, *([script] if script.startswith("-") else [str(HERE / script)]), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment(threads))
+    if done.returncode:
+        sys.exit(f"{' '.join(command[1:4])} ended with {done.returncode}: {done.stderr.strip()[-800:]}")
+    return done.stdout
+
+
+def make(work: Path, plan: Plan) -> None:
+    """Write the base, the clinical adapter and the notes."""
+    shape = {"hidden_size": 288, "num_hidden_layers": plan.layers, "num_attention_heads": 6, "intermediate_size": 768}
+    few = {"validation": 2, "test": 2}
+    frozen = dict(zip(("train", "validation", "test"), plan.frozen_notes, strict=True))
+    folders = {
+        "radiology": ("radiology", {"train": (plan.turns + 1) * BATCH, **few}),
+        "admission": ("admission", {"train": (plan.turns + 1) * BATCH, **few}),
+        KIND: ("radiology", frozen),
+        CHECK_KIND: ("radiology", {"train": 32, "validation": 16, "test": 16}),
+    }
+    python("downstream_arms.py", "make", str(work), json.dumps(shape), json.dumps(folders))
+
+
+def note(text: str) -> None:
+    """Say how far it is."""
+    print(text, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def training_cases(plan: Plan) -> dict[str, list[str]]:
+    """Return the ways of each case; the dense mask, which is slowest, is measured on the first stack alone."""
+    plain = (
+        [BASELINE, "dynamic padding", OWN] if plan.quick else [BASELINE, "dynamic padding", OWN, "clinstack compiled"]
+    )
+    cases = {}
+    for spec in SPECS[:1] if plan.quick else SPECS:
+        for kind in ("radiology", "admission"):
+            dense = spec == SPECS[0] and not (plan.quick and kind == "admission")
+            cases[f"{spec} {kind}"] = [*plain, *(["flat, dense mask"] if dense else [])]
+    return cases
+
+
+def measure_training(work: Path, plan: Plan) -> tuple[list[str], dict[str, float]]:
+    """Return the table's lines and the ratios."""
+    cases = training_cases(plan)
+    for case, ways in cases.items():
+        if case.endswith("radiology"):
+            spec, kind = case.split()
+            told = json.loads(python("downstream_arms.py", "check", str(work), spec, kind, *ways[1:]))
+            for way, difference in told.items():
+                if not difference < TOLERANCE:
+                    sys.exit(f"{case}, {way}: loss or a gradient differs by {difference:.1e} from padding, relative.")
+            note(f"{spec}: loss and gradients of all ways are equal to {max(told.values()):.1e}, relative")
+    names = sorted({way for ways in cases.values() for way in ways})
+    arms = str(HERE / "downstream_arms.py")
+    environment = quiet_environment(1)
+    processes = {name: Process(name, [sys.executable, arms, name, str(work)], work, environment) for name in names}
+    measured: dict[str, dict[str, list[Trained]]] = {case: {way: [] for way in ways} for case, ways in cases.items()}
+    try:
+        for turn in range(-1, plan.turns):
+            for case, ways in cases.items():
+                for way in in_turn(ways, max(turn, 0)):
+                    told = processes[way].ask(json.dumps({"case": case, "steps": 1}))
+                    if turn >= 0:  # the first step is a warm-up
+                        measured[case][way].append(Trained(told["notes"], told["cpu"], told["wall"]))
+            note(f"training: turn {turn + 1} of {plan.turns}")
+    finally:
+        for process in processes.values():
+            process.close()
+    lines = ["| stack | notes | way | notes per CPU s | of padding |", "|---|---|---|--:|--:|"]
+    found: dict[str, float] = {}
+    for case, by_way in measured.items():
+        spec, kind = case.split()
+        prefix = "" if spec == SPECS[0] else "stacked_"
+        for way, turns in by_way.items():
+            speed = statistics.median(turn.per_cpu_second for turn in turns)
+            ratio = paired(turns, by_way[BASELINE], "per_cpu_second")
+            lines.append(f"| {spec} | {kind} | {way} | {speed:.2f} | {ratio:.2f} |")
+            if way in TRAINING_NAMES:
+                found[f"{prefix}{kind}_{TRAINING_NAMES[way]}"] = round(paired(by_way[OWN], turns, "per_cpu_second"), 2)
+            elif way == "clinstack compiled":
+                found[f"{prefix}{kind}_vs_pad_compiled"] = round(ratio, 2)
+    for name in ("vs_dynamic", "vs_dense_mask"):
+        found[name] = found.pop(f"radiology_{name}")
+    return lines, found
+
+
+# ---------------------------------------------------------------------- frozen
+
+
+def measure_frozen(work: Path, plan: Plan) -> tuple[list[str], dict[str, float]]:
+    """Return the table's lines and the ratios."""
+    specs = list(FROZEN_SPECS)[1:] if plan.quick else list(FROZEN_SPECS)
+    train, validation, test = plan.frozen_notes
+    arms = str(HERE / "downstream_frozen.py")
+    ways = ("published", "clinstack plain", OWN)
+    environment = quiet_environment(1)
+    processes = {name: Process(name, [sys.executable, arms, name, str(work)], work, environment) for name in ways}
+    lines = ["| stack | way | ten epochs, CPU s | 20 trials, CPU s | times faster | over 20 trials |"]
+    lines.append("|---|---|--:|--:|--:|--:|")
+    found: dict[str, float] = {}
+    try:
+        for spec in specs:
+            told = processes[OWN].ask(json.dumps({"do": "check", "spec": spec}))
+            if not (told["plain"] < SAME and told["table"] < SAME and told["published"] < TOLERANCE):
+                sys.exit(f"{spec}: features that are kept do not bring the same logits or the same table: {told}")
+            note(f"{spec}: logits and table with and without features, and of the published loop, differ by {told}")
+            cpu: dict[str, list[float]] = {name: [] for name in (*ways, "sweep")}
+            for turn in range(plan.frozen_turns):
+                for way in in_turn(ways, turn):
+                    if way == OWN:
+                        cpu[way].append(processes[way].ask(json.dumps({"do": "finetune", "spec": spec}))["cpu"])
+                        cpu["sweep"].append(processes[way].ask(json.dumps({"do": "sweep", "spec": spec}))["cpu"])
+                        continue
+                    question = {"do": "pass", "spec": spec, "notes": plan.slow_notes}
+                    each = processes[way].ask(json.dumps(question))
+                    epoch = train * each["train"] + validation * each["look"]
+                    cpu[way].append(EPOCHS * epoch + test * each["look"])
+                note(f"frozen, {spec}: turn {turn + 1} of {plan.frozen_turns}")
+            titles = {
+                "published": "every epoch, padded to 512 (published)",
+                "clinstack plain": "every epoch, clinstack",
+            }
+            ends = {"published": "", "clinstack plain": "_vs_own"}
+            for way, title in titles.items():
+                once = statistics.median(slow / own for slow, own in zip(cpu[way], cpu[OWN], strict=True))
+                often = statistics.median(TRIALS * slow / own for slow, own in zip(cpu[way], cpu["sweep"], strict=True))
+                middle = statistics.median(cpu[way])
+                figures = f"{middle:,.0f} | {TRIALS * middle:,.0f} | {once:.1f} | {often:.0f}"
+                lines.append(f"| {FROZEN_SPECS[spec]} | {title} | {figures} |")
+                prefix = "" if spec == "clinical-frozen" else "head_"
+                found[f"{prefix}frozen_{EPOCHS}_epochs{ends[way]}"] = round(once, 1)
+                found[f"{prefix}frozen_{TRIALS}_trials{ends[way]}"] = round(often)
+            own, whole = (statistics.median(cpu[name]) for name in (OWN, "sweep"))
+            lines.append(f"| {FROZEN_SPECS[spec]} | clinstack | {own:,.1f} | {whole:,.1f} | | |")
+    finally:
+        for process in processes.values():
+            process.close()
+    return lines, found
+
+
+# ---------------------------------------------------------------------- study
+
+
+def cpu_of(command: list[str], work: Path) -> float:
+    """Run a command to its end and return the CPU seconds of it and its children."""
+    with (work / "command.log").open("wb") as log:
+        process = subprocess.Popen(command, env=quiet_environment(1), stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = (work / "command.log").read_text("utf-8", "replace").strip().splitlines()[-4:]
+        sys.exit(f"{' '.join(command[1:5])} ended with {process.returncode}: {' / '.join(last)}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def write_study(work: Path, plan: Plan) -> Path:
+    """Write demo/table3 with a clinical adapter that is there, and with the plan's tasks and learning rates."""
+    import yaml
+
+    from clinstack.recipe import read_yaml, recipe_file
+
+    values: dict[str, Any] = read_yaml(recipe_file(Path("demo/table3")))
+    values.update(run=str(work / "study"), notes=str(work / "data"), tasks=list(plan.tasks))
+    values["bases"][0]["clinical"] = str(work / "pretrain")
+    values["search"]["space"]["training.learning_rate"]["choices"] = list(plan.rates)
+    values["search"]["trials"] = len(plan.rates)
+    path = work / "table3.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), "utf-8")
+    return path
+
+
+def measure_study(work: Path, plan: Plan) -> tuple[list[str], dict[str, float]]:
+    """Return the table's lines and the ratios."""
+    clinstack = [sys.executable, "-m", "clinstack"]
+    cohort, data = str(work / "cohort"), str(work / "data")
+    cpu_of([*clinstack, "prepare", "cohort", "--patients", str(plan.patients), "--seed", "7", "--out", cohort], work)
+    cpu_of([*clinstack, "prepare", "mimic3", "--source", cohort, "--out", data, "--minimum-count", "10"], work)
+    cpu_of([*clinstack, "pretrain", "demo/pretrain", f"run={work / 'pretrain'}", f"notes={data}"], work)
+    path = write_study(work, plan)
+    begun = time.monotonic()
+    own = cpu_of([*clinstack, "study", str(path)], work)
+    wall = time.monotonic() - begun
+    note(f"study: clinstack took {own:.0f} CPU s, {wall:.0f} s")
+    script = [sys.executable, str(HERE / "downstream_study.py"), str(work / "study")]
+    parts = 2
+    running = [
+        subprocess.Popen(
+            [*script, str(part), str(parts), "1"],
+            env=quiet_environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for part in range(parts)
+    ]
+    start, trials = 0.0, []
+    for process in running:
+        output, errors = process.communicate()
+        if process.returncode:
+            sys.exit(f"the published study ended with {process.returncode}: {errors.decode()[-800:]}")
+        told = json.loads(output)
+        start += told["start"]
+        trials += told["trials"]
+    theirs = start + sum(trial["cpu"] * trial["of"] for trial in trials)
+    done = sum(trial["of"] for trial in trials)
+    ours, published = mean_auroc(trials)
+    lines = [
+        "| way | trials | CPU s | times faster | mean test AUROC at the first learning rate |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    lines.append(f"| published loop ({len(trials)} trials timed) | {done} | {theirs:,.0f} | 1.0 | {published:.3f} |")
+    lines.append(
+        f"| clinstack, tables and intervals among it | {done} | {own:,.0f} | {theirs / own:.1f} | {ours:.3f} |"
+    )
+    return lines, {"study_vs_paper": round(theirs / own, 2)}
+
+
+def mean_auroc(trials: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the mean test AUROC of clinstack's Runs and of the published loop's, where both have one."""
+    from clinstack.files import read_json
+    from clinstack.recipe import read_yaml
+
+    pairs = []
+    for trial in trials:
+        for run in sorted((Path(trial["search"]) / "trials").iterdir()):
+            if read_yaml(run / "recipe.yaml")["training"]["learning_rate"] == trial["rate"]:
+                test = read_json(run / "metrics.json")["test"]
+                value = test[test["primary"]]["value"]
+                if value is not None and trial["auroc"] == trial["auroc"]:
+                    pairs.append((value, trial["auroc"]))
+    ours, theirs = zip(*pairs, strict=True)
+    return statistics.mean(ours), statistics.mean(theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under three minutes")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
+    parser.add_argument("--work", type=Path, help="an empty folder for everything, kept (default: a temporary one)")
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else Plan()
+    load = os.getloadavg()[0]
+    found: dict[str, float] = {}
+    sections: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (arguments.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        if {"training", "frozen"} & {*arguments.parts}:
+            make(work, plan)
+        for name, measure in (("training", measure_training), ("frozen", measure_frozen), ("study", measure_study)):
+            if name in arguments.parts:
+                lines, ratios = measure(work, plan)
+                sections += ["", f"## {name}", "", *lines]
+                found |= ratios
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, one thread a process; load before {load:.1f}, after "
+        f"{os.getloadavg()[0]:.1f}. {plan.layers} layers. Training: medians of {plan.turns} turns of {BATCH} notes, "
+        f"nothing compiled but where it says so. Frozen: {' / '.join(map(str, plan.frozen_notes))} notes, batches of "
+        f"{FROZEN_BATCH}; the slow ways timed on {plan.slow_notes} notes in each of {plan.frozen_turns} turns and "
+        f"multiplied. Study: {plan.patients} patients, {len(plan.tasks)} tasks, {len(plan.rates)} learning rates."
+    )
+    print("\n".join(sections))
+    print(json.dumps({"benchmark": "downstream", "ratios": found}))
+
+
+if __name__ == "__main__":
+    main()
