@@ -112,8 +112,8 @@ def test_page_is_accessible(whole: ReportPaths) -> None:
         by_tag.setdefault(tag, []).append(attributes)
     assert by_tag["html"][0]["lang"] == "en"
     assert "width=device-width" in str(by_tag["meta"][1]["content"])
-    # One perplexity figure, a ROC figure for each task, a forest plot for each task and the mean.
-    assert len(by_tag["svg"]) == len(by_tag["figure"]) == len(by_tag["figcaption"]) == 1 + 2 + 3
+    # One perplexity figure, ROC and precision-recall for each task, a forest plot for each task and the mean.
+    assert len(by_tag["svg"]) == len(by_tag["figure"]) == len(by_tag["figcaption"]) == 1 + 2 * 2 + 3
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in by_tag["svg"])
     assert len(by_tag["table"]) == len(by_tag["caption"])
     assert all(head.get("scope") in {"row", "col"} for head in by_tag["th"])

@@ -2,6 +2,8 @@ r"""Tables as LaTeX, for ``\input`` into a paper: ``booktabs`` and nothing else 
 
 from __future__ import annotations
 
+import re
+
 from clinstack import __version__
 from clinstack.report.tables.cells import Cell, Table
 
@@ -56,7 +58,7 @@ def latex_table(table: Table, caveat: str) -> str:
         r"\begin{table}",
         r"\centering",
         r"\small",
-        rf"\caption{{{escape(table.title)}. {escape(notes)}}}",
+        rf"\caption{{{escape(_title(table))}. {escape(notes)}}}",
         rf"\label{{tab:{table.key}}}",
         rf"\begin{{tabular}}{{l{others}}}",
         r"\toprule",
@@ -75,6 +77,12 @@ def latex_table(table: Table, caveat: str) -> str:
             lines.append(_line([r"\quad {\scriptsize paper}", *(_small(cell.paper) for cell in cells)]))
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def _title(table: Table) -> str:
+    """Return the title without the number that the table has in the paper: LaTeX counts for itself."""
+    title = re.sub(r"^Table \d+: ", "", table.title)
+    return title[:1].upper() + title[1:]
 
 
 def _line(cells: list[str]) -> str:

@@ -9,6 +9,7 @@ from clinstack.report.tables.names import row_name, task_name
 from clinstack.report.tables.outcomes import reference_name
 
 _NAMED = 10
+_LISTED = 5
 
 
 def findings(summary: Summary) -> list[str]:
@@ -84,7 +85,9 @@ def _against_reference(summary: Summary) -> list[str]:
         return []
     above = [row for row in rows if holds(row, above=True)]
     below = [row for row in rows if holds(row, above=False)]
-    listed = ", ".join(f"“{row_name(summary.data, row['a'])}” by {number(row['value'])}" for row in above)
+    above.sort(key=lambda row: -row["value"])
+    listed = ", ".join(f"“{row_name(summary.data, row['a'])}” by {number(row['value'])}" for row in above[:_LISTED])
+    listed += f" and {len(above) - _LISTED} more" if len(above) > _LISTED else ""
     verb = "is" if len(above) == 1 else "are"
     sentence = (
         f"{len(above)} of {len(rows)} {'row' if len(rows) == 1 else 'rows'} {verb} above {reference_name(summary)} in "

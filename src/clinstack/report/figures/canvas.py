@@ -108,13 +108,19 @@ def finish(figure: Figure, key: str, description: str, caption: str, caveat: str
         strip = 0.15 / figure.get_figheight()
         figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - strip))
         figure.text(0.99, 1 - 0.2 * strip, caveat, ha="right", va="top", fontsize=6.5, color="#6b4500")
-    # The layout is found once, not once for each form.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    # The layout is found once, not once for each form; nor does `savefig` draw each form twice.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.set_dpi(_DOTS_PER_INCH)
     pixels = io.BytesIO()
-    figure.savefig(pixels, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_alpha(0.0)
+    text = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})  # type: ignore[no-untyped-call]
     whole = re.sub(r" *<metadata>.*?</metadata>\n?", "", text.getvalue(), flags=re.DOTALL)
     return Drawing(key, _inline(whole, key, description), caption, whole, pixels.getvalue())
 
