@@ -371,7 +371,7 @@ def test_absent_labels_below_the_clip_cost_nothing_and_pull_at_nothing() -> None
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0, 4.0])
-@pytest.mark.parametrize("clip", [0.0, 0.05])
+@pytest.mark.parametrize("clip", [0.0, 0.05, 0.5])
 def test_extreme_logits_have_a_finite_loss_and_a_finite_gradient(gamma: float, clip: float) -> None:
     recipes = [
         LossRecipe(name="focal", gamma=gamma),
