@@ -153,12 +153,15 @@ def recalibration(entries: Entries, weights: FloatArray) -> tuple[Estimate, Esti
         Unknown where only one label occurs, or where the log-odds separate the labels without an error. A multiclass
         task has no intercept: probabilities that sum to 1 are right on average whatever they are.
     """
+    from scipy.special import logit
+
     unknown: Estimate = {"value": None, "interval": None}
     there = entries.there
     if there.all() or not there.any():
         return unknown, dict(unknown)
-    intercept = dict(unknown) if entries.kind == "multiclass" else _fitted(entries, weights, with_slope=False)
-    slope = dict(unknown) if _has_no_slope(entries) else _fitted(entries, weights, with_slope=True)
+    log_odds = logit(np.clip(entries.probabilities, _CERTAIN, 1 - _CERTAIN))
+    intercept = dict(unknown) if entries.kind == "multiclass" else _fitted(entries, log_odds, weights, with_slope=False)
+    slope = dict(unknown) if _has_no_slope(entries) else _fitted(entries, log_odds, weights, with_slope=True)
     return slope, intercept
 
 
@@ -169,11 +172,11 @@ def _has_no_slope(entries: Entries) -> bool:
     return bool(np.ptp(entries.probabilities) < _CERTAIN or apart)
 
 
-def _fitted(entries: Entries, weights: FloatArray, *, with_slope: bool) -> Estimate:
+def _fitted(entries: Entries, log_odds: FloatArray, weights: FloatArray, *, with_slope: bool) -> Estimate:
     """Fit a logistic regression by Newton's method; the figure is its last coefficient."""
     coefficients = np.array([0.0, 1.0])
     free = slice(0, 2 if with_slope else 1)
-    loss, gradient, curvature = _row_sums(entries, coefficients)
+    loss, gradient, curvature = _row_sums(entries, log_odds, coefficients)
     for _ in range(_STEPS):
         step = np.zeros(2)
         step[free] = np.linalg.solve(curvature.sum(axis=0)[free, free], gradient.sum(axis=0)[free])
@@ -181,7 +184,7 @@ def _fitted(entries: Entries, weights: FloatArray, *, with_slope: bool) -> Estim
             break
         # Newton's step is halved until the loss does not grow.
         while True:
-            tried = _row_sums(entries, coefficients + step)
+            tried = _row_sums(entries, log_odds, coefficients + step)
             if tried[0] <= loss + 1e-12 * abs(loss) or np.abs(step).max() < 1e-10:
                 break
             step /= 2
@@ -198,24 +201,20 @@ def _fitted(entries: Entries, weights: FloatArray, *, with_slope: bool) -> Estim
     return estimate(float(coefficients[last]), resampled)
 
 
-def _row_sums(entries: Entries, coefficients: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+def _row_sums(entries: Entries, log_odds: FloatArray, coefficients: FloatArray) -> tuple[float, FloatArray, FloatArray]:
     """Return the loss, and each row's gradient, shape (rows, 2), and curvature, shape (rows, 2, 2)."""
-    from scipy.special import expit, logit
+    from scipy.special import expit
 
     loss = 0.0
     gradients, curvatures = [], []
     for part in entries.blocks():
-        log_odds = logit(np.clip(entries.probabilities[part], _CERTAIN, 1 - _CERTAIN))
-        linear = coefficients[0] + coefficients[1] * log_odds
-        fitted = expit(linear)
-        rest = entries.there[part] - fitted
+        there, odds = entries.there[part], log_odds[part]
+        fitted = expit(coefficients[0] + coefficients[1] * odds)
+        rest = there - fitted
+        loss -= float(np.log1p(-np.minimum(np.abs(rest), 1 - _CERTAIN)).sum())
+        gradients.append(np.stack([rest.sum(axis=1), (rest * odds).sum(axis=1)], axis=1))
         spread = fitted * (1 - fitted)
-        loss += float((np.logaddexp(0, linear) - entries.there[part] * linear).sum())
-        gradients.append(np.stack([rest.sum(axis=1), (rest * log_odds).sum(axis=1)], axis=1))
-        constant, mixed, square = (
-            spread.sum(axis=1),
-            (spread * log_odds).sum(axis=1),
-            (spread * log_odds**2).sum(axis=1),
-        )
+        tilted = spread * odds
+        constant, mixed, square = spread.sum(axis=1), tilted.sum(axis=1), (tilted * odds).sum(axis=1)
         curvatures.append(np.stack([np.stack([constant, mixed], 1), np.stack([mixed, square], 1)], axis=2))
     return loss, np.concatenate(gradients), np.concatenate(curvatures)
