@@ -13,63 +13,77 @@ from torch import Tensor
 
 from clinstack.engine.distributed import world
 from clinstack.engine.losses import encode_labels
+from clinstack.engine.pieces import Lengths, piece_features, pool_pieces, reads_flat
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples
+from clinstack.recipe import TrainingRecipe
 from clinstack.tasks import Task
-from clinstack.tokens.batches import pad, sorted_batches
 from clinstack.tokens.documents import Tokens
 from clinstack.tokens.texts import encode_texts
 
 
 class EncodedExamples:
-    """One split as tokens and targets; where the backbone is frozen, also as pooled features, computed once."""
+    """One split as tokens and targets; where the backbone is frozen, also as features that are computed once.
+
+    A note is one piece, or several where it is read in chunks: then what the head reads is pooled over its pieces.
+    """
 
     def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
         self.encoded = encode_texts(stack.tokenizer, stack.reading, examples.texts, examples.sections)
-        self.tokens = self.encoded.pieces
         self.targets = encode_labels(task, examples.labels)
-        self.lengths = [len(tokens) for tokens in self.tokens]
         self.features: Tensor | None = None
         self._stack = stack
+        self._counts = np.bincount(self.encoded.owners, minlength=len(examples.texts))
+        self._first = np.cumsum(self._counts) - self._counts
+        self._lengths = Lengths([len(piece) for piece in self.encoded.pieces], self._counts, flat=reads_flat(stack))
+
+    def __len__(self) -> int:
+        return len(self._counts)
 
     def token_counts(self) -> dict[str, Any]:
         """Return what was read and cut, in tokens."""
         return self.encoded.cut
 
-    def compute_features(self, batch_size: int, description: str) -> None:
-        """Run the frozen backbone over all examples and keep what the head reads, shape [examples, hidden]."""
-        self._stack.eval()
-        features = np.zeros((len(self.tokens), self._stack.head.in_features), dtype=np.float32)
-        batches = world().share(sorted_batches(self.lengths, batch_size))
-        with torch.inference_mode(), progress_bar(description, len(batches), unit="notes") as bar:
-            for batch in batches:
-                features[batch] = self._stack.pooled(*self._padded(batch)).cpu().numpy()
-                bar.advance(len(batch))
-        self.features = torch.from_numpy(world().add_up(features)).to(self._stack.device)
+    def epoch_batches(self, settings: TrainingRecipe, epoch: int) -> Sequence[list[int]]:
+        """Return the examples of an epoch's batches, by (seed, epoch), as many in each epoch."""
+        return self._lengths.epoch_batches(settings, epoch)
+
+    def use_features(self, features: NDArray[np.float32]) -> None:
+        """Read features of the pieces from now on, shape [pieces, features], instead of running the backbone."""
+        pooled = pool_pieces(torch.from_numpy(features), self._counts.tolist(), self._stack.reading.chunk_pooling)
+        self.features = pooled.to(self._stack.device)
 
     def logits(self, batch: Sequence[int]) -> Tensor:
         """Return the stack's logits for some examples, shape [examples, classes]."""
+        head = self._stack.head
         if self.features is not None:
-            chosen: Tensor = self._stack.head(self.features[torch.tensor(batch)])
+            chosen: Tensor = head(self.features[torch.tensor(batch)])
             return chosen
-        return self._stack.logits(*self._padded(batch))
+        counts = self._counts[batch].tolist()
+        pieces: list[Tokens] = [
+            self.encoded.pieces[first + place]
+            for first, count in zip(self._first[batch].tolist(), counts, strict=True)
+            for place in range(count)
+        ]
+        features = piece_features(self._stack, pieces)
+        logits: Tensor = head(pool_pieces(features, counts, self._stack.reading.chunk_pooling))
+        return logits
 
     def all_logits(self, batch_size: int, description: str | None = None) -> NDArray[np.float32]:
         """Return the logits of all examples in order, shape [examples, classes]."""
         self._stack.eval()
-        result = np.zeros((len(self.tokens), self._stack.head.out_features), dtype=np.float32)
-        batches = world().share(sorted_batches(self.lengths, batch_size))
+        if self.features is not None:
+            with torch.inference_mode():
+                logits: NDArray[np.float32] = self._stack.head(self.features).float().cpu().numpy()
+            return logits
+        result = np.zeros((len(self), self._stack.head.out_features), dtype=np.float32)
+        batches = world().share(self._lengths.measuring_batches(batch_size))
         with torch.inference_mode(), progress_bar(description, len(batches), unit="notes") as bar:
             for batch in batches:
                 result[batch] = self.logits(batch).float().cpu().numpy()
                 bar.advance(len(batch))
         return world().add_up(result)
-
-    def _padded(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
-        sequences: list[Tokens] = [self.tokens[index] for index in batch]
-        input_ids, mask = pad(sequences, self._stack.tokenizer.pad_token_id or 0)
-        return input_ids.to(self._stack.device), mask.to(self._stack.device)
 
 
 def predictions_table(task: Task, examples: dict[str, Examples], logits: dict[str, NDArray[np.float32]]) -> pa.Table:

@@ -19,9 +19,10 @@ from clinstack.engine.progress import console, progress_bar
 from clinstack.evaluate.perplexity import batch_perplexity
 from clinstack.model.stack import Stack
 from clinstack.notes.read import TOKENS, NotesSurvey, stream_notes
+from clinstack.tokens.batches import Batches
 from clinstack.tokens.documents import Documents
 from clinstack.tokens.encode import document_ends, own_ends
-from clinstack.tokens.layout import Batches, Layout, NoteRows, lay_out
+from clinstack.tokens.layout import Layout, NoteRows, lay_out
 from clinstack.tokens.notes import NoteTokens
 from clinstack.tokens.pack import PackedBatch
 from clinstack.tokens.store import open_store

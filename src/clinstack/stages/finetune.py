@@ -6,6 +6,7 @@ features are computed once: they are the same in every epoch.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.distributed import open_shared_run
+from clinstack.engine.features import FOLDER, FeatureFolders, compute_features
 from clinstack.engine.losses import check_loss, class_weights, classification_loss
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
-from clinstack.evaluate.classification import classification_metrics
+from clinstack.evaluate.classification import SplitScores, measure_classifier
 from clinstack.evaluate.scored import Scored
 from clinstack.files import replacing_file, write_json
 from clinstack.model.reading import Reading
@@ -32,7 +34,8 @@ from clinstack.notes.read import Examples, examples_files, input_hashes, is_synt
 from clinstack.recipe import FinetuneRecipe, stack_label
 from clinstack.run import Run, adapter_files
 from clinstack.tasks import Task
-from clinstack.tokens.batches import shuffled_batches
+from clinstack.tokens.documents import Tokens
+from clinstack.tokens.texts import cut_notes, encode_texts
 
 
 class FinetuneObjective:
@@ -53,8 +56,7 @@ class FinetuneObjective:
 
     def epoch_batches(self, epoch: int) -> Sequence[list[int]]:
         """Return the examples of an epoch's batches, by (seed, epoch)."""
-        settings = self._recipe.training
-        return shuffled_batches(self._train.lengths, settings.batch_size, settings.seed, epoch)
+        return self._train.epoch_batches(self._recipe.training, epoch)
 
     def loss(self, batch: Sequence[int]) -> tuple[Tensor, float]:
         """Return the summed loss and its weight."""
@@ -82,6 +84,21 @@ class FinetuneObjective:
         weights = None if self._weights is None else self._weights.to(logits.device)
         loss, weight = classification_loss(self._task, logits, targets.to(logits.device), weights, self._recipe.loss)
         return loss, float(weight)
+
+
+def _read_frozen(
+    stack: Stack, encoded: dict[str, EncodedExamples], folders: FeatureFolders, title: str, shared_with: Sequence[str]
+) -> None:
+    """Let all splits read features that are computed once, in one pass with those of other tasks' notes."""
+
+    def pieces_of_others() -> list[list[Tokens]]:
+        splits = [split for folder in shared_with for split in read_examples(Path(folder))[1].values()]
+        return [encode_texts(stack.tokenizer, stack.reading, split.texts, split.sections).pieces for split in splits]
+
+    pieces = [split.encoded.pieces for split in encoded.values()]
+    features = compute_features(stack, pieces, folders, f"{title}: features", pieces_of_others)
+    for split, own in zip(encoded.values(), features, strict=True):
+        split.use_features(own)
 
 
 def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
@@ -117,9 +134,9 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             stack = build()
             place(stack)
             encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
+            say_notes(cut_notes(stack.reading, encoded["train"].token_counts(), "train"))
             if stack.backbone_is_frozen:
-                for name, split in encoded.items():
-                    split.compute_features(batch_size, f"{title}: features of {name}")
+                _read_frozen(stack, encoded, FeatureFolders.of(folder, run.folder), title, recipe.share_features)
             objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
         with run.timed("train"):
             state = train(stack, run, recipe.training, objective, title, on_validation)
@@ -130,17 +147,17 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             with replacing_file(run.folder / "predictions.parquet") as temporary:
                 pq.write_table(predictions_table(task, examples, logits), temporary)
             metrics: dict[str, Any] = {"best_epoch": state.best_epoch, "validation": state.history}
-            metrics["test"] = classification_metrics(
-                task,
-                examples["test"].labels,
-                logits["test"].tolist(),
-                examples["test"].patient_ids,
-                recipe.evaluation.resamples,
-                recipe.evaluation.seed,
-            )
+            scores = {
+                name: SplitScores(split.labels, logits.get(name), split.patient_ids) for name, split in examples.items()
+            }
+            measured = measure_classifier(task, scores, recipe.evaluation)
+            metrics["test"] = measured.metrics["test"]
+            metrics["validation_chosen"] = measured.metrics["validation"]
             metrics["tokens"] = {name: split.token_counts() for name, split in encoded.items()}
         stack = whole_stack(stack, build, run.checkpoints / BEST)
+        stack.calibration = measured.calibration
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())
+        shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
         return run

@@ -37,8 +37,8 @@ from clinstack.model.support import check_support
 from clinstack.notes.read import SPLITS, input_hashes, is_synthetic, notes_files, survey_notes
 from clinstack.recipe import PretrainRecipe
 from clinstack.run import Run, adapter_files
+from clinstack.tokens.batches import Batches
 from clinstack.tokens.encode import own_ends
-from clinstack.tokens.layout import Batches
 from clinstack.tokens.notes import NoteTokens
 
 

@@ -17,14 +17,15 @@ nothing of its rest. The last token of a row is a label only, so it is not drawn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clinstack.tokens.batches import Batches, by_length, every
 from clinstack.tokens.documents import Documents
 from clinstack.tokens.pack import (
     PackedBatch,
@@ -37,41 +38,6 @@ from clinstack.tokens.pack import (
 )
 
 Layout = Literal["packed", "bucketed", "padded"]
-
-
-@dataclass(frozen=True)
-class Batches(Sequence[Any]):
-    """Batches of row numbers, each a list; kept as two arrays, for there can be millions.
-
-    Parameters
-    ----------
-    order : integer array [rows]
-        Row numbers.
-    offsets : int64 array [batches + 1]
-        Batch ``i`` is ``order[offsets[i] : offsets[i + 1]]``.
-    """
-
-    order: NDArray[Any]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, at: int) -> list[int]: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[list[int]]: ...
-
-    def __getitem__(self, at: int | slice) -> list[int] | list[list[int]]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
-        number = range(len(self))[at]
-        rows: list[int] = self.order[self.offsets[number] : self.offsets[number + 1]].tolist()
-        return rows
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (self[number] for number in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -120,30 +86,15 @@ class NoteRows:
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(self))
         if self.layout != "bucketed":
-            return Batches(order, _steps(len(order), batch_size))
+            return Batches(order, every(len(order), batch_size))
         # Rows of one length change places between batches, so that the batches differ in each epoch.
-        batches = self._by_length(order[np.argsort(-self.fills[order], kind="stable")], batch_size)
-        sizes = np.diff(batches.offsets)
-        turn = random.permutation(len(batches))
-        starts = np.repeat(batches.offsets[:-1][turn], sizes[turn])
-        offsets = np.concatenate([[0], np.cumsum(sizes[turn])])
-        within = np.arange(len(order)) - np.repeat(offsets[:-1], sizes[turn])
-        return Batches(batches.order[starts + within], offsets)
+        return by_length(self.fills, batch_size * self.context, order).turned(random)
 
     def in_order(self, batch_size: int) -> Batches:
         """Return batches for measuring: bucketed ones by length, the longest first, the others as the rows stand."""
         if self.layout == "bucketed":
-            return self._by_length(np.argsort(-self.fills, kind="stable"), batch_size)
-        return Batches(np.arange(len(self)), _steps(len(self), batch_size))
-
-    def _by_length(self, order: NDArray[Any], batch_size: int) -> Batches:
-        """Cut rows, the longest first, into batches of at most as many tokens as ``batch_size`` full rows have."""
-        budget = batch_size * self.context
-        fills = self.fills[order]
-        offsets = [0]
-        while offsets[-1] < len(order):
-            offsets.append(min(len(order), offsets[-1] + budget // int(fills[offsets[-1]])))
-        return Batches(order, np.array(offsets, dtype=np.int64))
+            return by_length(self.fills, batch_size * self.context)
+        return Batches(np.arange(len(self)), every(len(self), batch_size))
 
     def positions(self, batches: Batches) -> int:
         """Return the positions that a model computes for batches, filler counted."""
@@ -202,7 +153,3 @@ def lay_out(documents: Documents, layout: Layout, context: int, filler: int) -> 
     segments = split_documents(documents.lengths, context)
     rows = pack_segments(segments, context) if layout == "packed" else one_in_each_row(segments)
     return NoteRows(documents, segments, rows, layout, context, filler, cut)
-
-
-def _steps(count: int, size: int) -> NDArray[np.int64]:
-    return np.append(np.arange(0, count, size, dtype=np.int64), count)
