@@ -240,7 +240,7 @@ def test_the_map_in_the_notes_is_used_and_found_where_it_is_missing(mortality: T
     other = [SectionSpan("PRESENT ILLNESS", 0, 20), SectionSpan("SOCIAL HISTORY", 20, len(text))]
     examples = Examples(["a", "b"], ["p", "p"], [text, text], [0, 1], [None, other])
     encoded = EncodedExamples(mortality_stack, mortality, examples)
-    read = [mortality_stack.tokenizer.decode(row[1:]) for row in encoded.tokens]
+    read = [mortality_stack.tokenizer.decode(row[1:]) for row in encoded.encoded.pieces]
     assert read == ["HPI: chest pain", text[:20].strip()]
     counts = encoded.token_counts()
     assert counts["cut"] == sum(counts["cut_by_section"].values()) > 0
