@@ -199,6 +199,30 @@ def test_there_is_no_curve_without_both_labels() -> None:
     assert precision_recall_curve(table)[0].size == 0
 
 
+# Rare classes
+
+
+def test_where_few_patients_carry_a_class_resamples_are_stratified(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [1] * 4 + [0] * 196
+    logits = np.random.default_rng(15).normal(size=(200, 2))
+    ids = [f"p{i // 2}" for i in range(200)]  # two patients with the outcome: one resample in seven would lose both
+    seen = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(draw_patients(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr("clinstack.evaluate.classification.draw_patients", watched)
+    monkeypatch.setattr("clinstack.evaluate.compare.draw_patients", watched)
+    assert classification_metrics(BINARY, labels, logits, ids, 200)["bootstrap"]["stratified"]
+    compare({"mortality": {"head": predictions(labels, logits, ids)}}, TASKS, [], resamples=200)
+    for draws in seen:
+        assert (draws.counts[np.isin(draws.patients, ["p0", "p1"])].sum(axis=0) == 2).all()
+    for task in (BINARY, CODES):
+        split = split_of(task, np.random.default_rng(16), rate=0.01)
+        assert not measure_split(task, split, SETTINGS)["bootstrap"]["stratified"]
+
+
 # DeLong
 
 

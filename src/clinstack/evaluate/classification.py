@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import FloatArray
-from clinstack.evaluate.bootstrap import draw_patients, estimate
+from clinstack.evaluate.bootstrap import draw_patients, estimate, rare_strata
 from clinstack.evaluate.calibration import Method, apply_calibration, fit_calibration
 from clinstack.evaluate.calibration_figures import Entries, calibration_figures
 from clinstack.evaluate.decision import decision_curve
@@ -172,7 +172,9 @@ def measure_split(
         Labels or logits that do not fit the task.
     """
     table = _scored(task, split, "predictions")
-    draws = draw_patients(split.patient_ids, settings.resamples, settings.seed)
+    # Codes do not exclude each other: strata of all that are rare would be single patients, drawn by every resample.
+    strata = None if task.kind == "multilabel" else rare_strata(split.labels, split.patient_ids)
+    draws = draw_patients(split.patient_ids, settings.resamples, settings.seed, strata=strata)
     weights = draws.weights(split.patient_ids)
     by_class, averages = _both(table, weights)
     metrics: dict[str, Any] = {
@@ -201,6 +203,7 @@ def measure_split(
             "resamples": settings.resamples,
             "seed": settings.seed,
             "level": 0.95,
+            "stratified": strata is not None,
         }
     }
 

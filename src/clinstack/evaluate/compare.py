@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import pyarrow as pa
 
 from clinstack.errors import InputError
-from clinstack.evaluate.bootstrap import draw_patients
+from clinstack.evaluate.bootstrap import draw_patients, rare_strata
 from clinstack.evaluate.delong import delong_difference
 from clinstack.evaluate.multiple_comparisons import LEVEL, holm
 from clinstack.evaluate.predictions import PREDICTION_COLUMNS, read_split
@@ -73,8 +73,9 @@ def compare(
 
     Patients are drawn once from the union of all test sets, so each resample is one hospital for all tasks and
     stacks: differences are paired, and the mean over tasks keeps their correlation. Where a stack has several seeds,
-    each resample draws seeds too (`seeds.seed_shares`), so that intervals and p-values hold what another patient and
-    another seed would change. A difference takes the seeds that both stacks have, paired; if none, all of each.
+    each resample draws seeds too (`seeds.seed_shares`), so that intervals and p-values hold what other patients and
+    other seeds would change. Of a class that few patients carry no resample is without (`bootstrap.rare_strata`). A
+    difference takes the seeds that both stacks have, paired; if none, all of each.
 
     Parameters
     ----------
@@ -106,7 +107,8 @@ def compare(
         return Comparison([], [], [], [], {}, 0)
     scored = {task: {stack: _first(rows) for stack, rows in stacks.items()} for task, stacks in by_seed.items()}
     everybody = [patient for ids in patients.values() for patient in ids]
-    draws = draw_patients(everybody, resamples, seed)
+    strata = [stratum for task, ids in patients.items() for stratum in _strata(_first(scored[task]), ids)]
+    draws = draw_patients(everybody, resamples, seed, strata=strata if any(strata) else None)
     weights = {task: draws.weights(ids) for task, ids in patients.items()}
     figures = {
         (stack, task): Figure([task_figures(rows, weights[task], seed)])
@@ -149,6 +151,14 @@ def compare(
         patients=len(draws.patients),
         by_seed=by_seed,
     )
+
+
+def _strata(table: Scored, patient_ids: Sequence[str]) -> list[str]:
+    """Return each row's stratum: its class where that is rare and classes exclude each other, else nothing."""
+    if table.task.kind == "multilabel":
+        return [""] * len(patient_ids)
+    found = rare_strata(table.indicator.argmax(axis=1).tolist(), patient_ids) or [-1] * len(patient_ids)
+    return ["" if label < 0 else f"{table.task.name} {label}" for label in found]
 
 
 def _numbered(sources: Sources, place: str) -> dict[int, Source]:
