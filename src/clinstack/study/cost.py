@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from clinstack.notes.read import SPLITS, notes_files
 from clinstack.recipe import FinetuneRecipe, PretrainRecipe, TrainingStageRecipe
-from clinstack.study.grid import GridCell, number_of_trials
+from clinstack.study.grid import GridCell
 
 if TYPE_CHECKING:
     from clinstack.model.support import Support
@@ -82,12 +82,8 @@ def cell_costs(
     result: dict[str, Cost] = {}
     finals = {one.cell.best_of.run: one for one in cells if one.role == "final" and one.cell.best_of is not None}
     for one in cells:
-        trials = 1
-        stands_for = one
-        if one.role == "search":
-            stands_for = finals[one.cell.recipe.run]
-            assert stands_for.cell.best_of is not None
-            trials = number_of_trials(stands_for.cell.best_of)
+        stands_for = finals[one.cell.recipe.run] if one.role == "search" else one
+        trials = one.trials if one.role == "search" else 1
         recipe = stands_for.cell.recipe
         assert isinstance(recipe, TrainingStageRecipe)
         support = supports[stands_for.cell.name]

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from clinstack.recipe import (
     AdapterRecipe,
     FinetuneRecipe,
     PretrainRecipe,
-    StageRecipe,
     StudyRecipe,
     SweepRecipe,
     parse_recipe,
@@ -25,6 +24,7 @@ from clinstack.recipe import (
 from clinstack.recipe.grid import CLINICAL, PRETRAIN, SEARCH, GridBase, GridSearch, GridSpec, TaskChange
 from clinstack.study.cells import Cell
 from clinstack.study.overrides import joined, resolved_recipe
+from clinstack.sweep.propose import number_of_trials
 from clinstack.sweep.space import Space
 
 
@@ -44,6 +44,8 @@ class GridCell:
         A search's is that of its trials.
     shares : bool
         Whether its features are those that another cell has computed.
+    trials : int
+        Of a search, or of the one behind a final Run: each configuration of its space once at most. 1 without one.
     """
 
     cell: Cell
@@ -53,6 +55,7 @@ class GridCell:
     task: str | None = None
     seed: int = 0
     shares: bool = False
+    trials: int = 1
 
 
 def grid_cells(recipe: StudyRecipe) -> list[GridCell]:
@@ -115,9 +118,7 @@ def _spec_cells(recipe: StudyRecipe, base: GridBase, spec: GridSpec) -> list[Gri
 
 
 def _behind(one: GridCell, first: str) -> GridCell:
-    cell = one.cell
-    later = Cell(cell.name, cell.recipe, cell.needs, (*cell.after, first), cell.best_of)
-    return GridCell(later, one.role, one.base, one.spec, one.task, one.seed, shares=True)
+    return replace(one, cell=replace(one.cell, after=(*one.cell.after, first)), shares=True)
 
 
 def _task_cells(
@@ -125,37 +126,36 @@ def _task_cells(
 ) -> list[GridCell]:
     change = spec.tasks.get(task, TaskChange(search=spec.search))
     place = f"{base.name}/{spec.label}/{task}"
-    source = f"{place} ({spec.recipe})"
     values = _overrides(recipe, base, spec, task, change, shared)
     needs = (f"{base.name}/{PRETRAIN}",) if _waits(base, spec) else ()
+    # Without a search: its own schema names a wrong key best.
+    plain = resolved_recipe(spec.recipe, {**values, "run": "-"}, f"{place} ({spec.recipe})", "finetune")
     result: list[GridCell] = []
-    search = _sweep(recipe, spec, change.search, values, place) if change.search is not None else None
-    if search is not None:
-        result.append(GridCell(Cell(f"{place}/{SEARCH}", search, needs), "search", base, spec, task, recipe.seeds[0]))
-        needs = (f"{place}/{SEARCH}",)
+    search, trials = None, 1
+    if change.search is not None:
+        search, space = _sweep(recipe, spec, change.search, values, place)
+        # The first values of the space, in the place of those that are not known yet.
+        plain, trials = space.example, number_of_trials(search, space)
+        cell = Cell(f"{place}/{SEARCH}", search, needs)
+        result.append(GridCell(cell, "search", base, spec, task, recipe.seeds[0], trials=trials))
+        needs = (cell.name,)
+    assert isinstance(plain, FinetuneRecipe)
     for seed in recipe.seeds:
         name = f"{place}/seed-{seed}"
         if name not in wanted:
             continue
-        own = {"training.seed": seed, "run": str(Path(recipe.run) / name)}
-        parsed = (
-            resolved_recipe(spec.recipe, {**values, **own}, source, "finetune")
-            if search is None
-            else _with_example(search, own, source)
+        final = plain.model_copy(
+            update={
+                "run": str(Path(recipe.run) / name),
+                "training": plain.training.model_copy(update={"seed": seed}),
+            }
         )
-        assert isinstance(parsed, FinetuneRecipe)
         # Its features are there when its search, or the Run of another seed, is done.
         first = () if not result or not spec.trains_head_only else (result[0].cell.name,)
         after = tuple(name for name in first if name not in needs)
-        result.append(GridCell(Cell(name, parsed, needs, after, search), "final", base, spec, task, seed, bool(result)))
+        cell = Cell(name, final, needs, after, search)
+        result.append(GridCell(cell, "final", base, spec, task, seed, shares=bool(result), trials=trials))
     return result
-
-
-def _with_example(search: SweepRecipe, own: dict[str, Any], source: str) -> StageRecipe:
-    """Return the final recipe with the first values of the space, in the place of those that are not known yet."""
-    values = {**Space.of(search).example.model_dump(mode="json"), "run": own["run"]}
-    values["training"]["seed"] = own["training.seed"]
-    return parse_recipe(values, source)
 
 
 def _waits(base: GridBase, spec: GridSpec) -> bool:
@@ -186,10 +186,8 @@ def _plain(adapter: AdapterRecipe, recipe: StudyRecipe, base: GridBase) -> dict[
 
 def _sweep(
     recipe: StudyRecipe, spec: GridSpec, search: GridSearch, overrides: dict[str, Any], place: str
-) -> SweepRecipe:
+) -> tuple[SweepRecipe, Space]:
     source = f"{place}/{SEARCH} ({spec.recipe})"
-    # Its own schema first, which names a wrong key best; the space is then held against it.
-    resolved_recipe(spec.recipe, {**overrides, "run": "-"}, f"{place} ({spec.recipe})", "finetune")
     values = {
         "stage": "sweep",
         "run": str(Path(recipe.run) / place / SEARCH),
@@ -200,10 +198,9 @@ def _sweep(
     sweep = parse_recipe(values, source)
     assert isinstance(sweep, SweepRecipe)
     try:
-        Space.of(sweep)
+        return sweep, Space.of(sweep)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    return sweep
 
 
 def check_equal_budgets(cells: Sequence[GridCell]) -> None:
@@ -233,7 +230,7 @@ def budget(one: GridCell) -> dict[str, Any]:
     rates = None if search is None else search.space.get("training.learning_rate")
     tried = training.learning_rate if rates is None else rates.model_dump(mode="json", exclude_defaults=True)
     return {
-        "trials": 1 if search is None else number_of_trials(search),
+        "trials": one.trials,
         "epochs": training.epochs,
         "max_steps": training.max_steps,
         "batch_size": training.batch_size * training.accumulate,
@@ -241,9 +238,3 @@ def budget(one: GridCell) -> dict[str, Any]:
         "max_tokens": recipe.max_tokens,
         "learning_rates": tried,
     }
-
-
-def number_of_trials(search: SweepRecipe) -> int:
-    """Return how many trials a search has: each configuration once at most."""
-    size = Space.of(search).size
-    return search.trials if size is None else min(search.trials, size)

@@ -29,7 +29,7 @@ def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: in
     runs = sum(one.role != "search" for one in cells)
     trials = sum(_trials(one) for one in cells)
     tokens = sum(costs[one.cell.name].tokens for one in cells)
-    table.add_column("base", footer=f"{len(cells)} cells")
+    table.add_column("base", footer=f"{len(cells)} cells", no_wrap=True)
     table.add_column("stack", no_wrap=True, overflow="fold")
     for name, foot in (
         ("Runs", f"{runs:,}"),
@@ -62,6 +62,4 @@ def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: in
 
 
 def _trials(one: GridCell) -> int:
-    from clinstack.study.grid import number_of_trials
-
-    return number_of_trials(one.cell.recipe) if one.role == "search" else 0  # type: ignore[arg-type]  # a sweep
+    return one.trials if one.role == "search" else 0

@@ -9,7 +9,7 @@ from typing import Any
 from clinstack.files import write_json
 from clinstack.notes.read import is_synthetic
 from clinstack.recipe import StudyRecipe, TrainingStageRecipe
-from clinstack.study.grid import GridCell, budget, number_of_trials
+from clinstack.study.grid import GridCell, budget
 from clinstack.study.published import published_auroc
 
 FORMAT_VERSION = 1
@@ -75,12 +75,12 @@ def _budget(one: GridCell) -> dict[str, Any]:
     if isinstance(recipe, TrainingStageRecipe):
         training = recipe.training
         return {
-            "trials": 1,
+            "trials": one.trials,
             "epochs": training.epochs,
             "max_steps": training.max_steps,
             "batch_size": training.batch_size * training.accumulate,
         }
-    return {"trials": number_of_trials(recipe)}  # type: ignore[arg-type]  # the roles are these three
+    return {"trials": one.trials}
 
 
 def _printed(recipe: StudyRecipe, one: GridCell) -> float | None:
