@@ -128,6 +128,16 @@ def test_the_papers_figures_stand_beside_ours_and_are_called_the_papers(study: R
     assert row["arithmetic_mean"] == pytest.approx(59.944)
 
 
+def test_the_printed_table_stands_whole_behind_ours(study: ReportPaths) -> None:
+    table = next(table for table in all_tables(study.summary) if table.key == "paper")
+    assert table.title == "Table 3 as printed in Gema et al. (2023)"
+    assert [group for _, group in sorted(table.groups.items())][-2:] == ["LLaMA", "PMC-LLaMA"]
+    rows = {table.groups.get(place): [cell.text for cell in cells] for place, (_, cells) in enumerate(table.rows)}
+    assert rows["LLaMA"] == ["51.38", "66.80", "57.65", "60.06", "63.83", "58.61", "59.94 †"]
+    assert rows["PMC-LLaMA"][-2:] == ["60.51", "60.51"]
+    assert "later picture" in table.note
+
+
 def test_every_table_is_latex_that_compiles(study: ReportPaths) -> None:
     folder = study.html.parent / "tables"
     files = {path.stem for path in folder.glob("*.tex")}

@@ -137,7 +137,11 @@ def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) 
             "outcomes",
             "How well the outcomes are predicted",
             blocks=blocks(
-                "auroc", Gallery(figures.roc), "auprc", Gallery(figures.precision_recall, "Precision and recall")
+                "auroc",
+                "paper",
+                Gallery(figures.roc),
+                "auprc",
+                Gallery(figures.precision_recall, "Precision and recall"),
             ),
         ),
         Section(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PAPER = "Gema et al. (2023)"
+ARXIV = "arXiv 2307.03042"
 SOURCE = "Gema et al. (2023), Table 2, https://arxiv.org/abs/2307.03042"
 
 

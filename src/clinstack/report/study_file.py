@@ -103,7 +103,8 @@ def _row_of(cell: Mapping[str, Any], study: Mapping[str, Any], several: bool) ->
         key=f"{base}/{spec}" if several else spec,
         base=base,
         spec=spec,
-        name=str(cell.get("row") or SPEC_NAMES.get(spec, spec)),
+        # Below the name of its base a row does not repeat it.
+        name=str(cell.get("row") or SPEC_NAMES.get(spec, spec)).removeprefix(f"{base} "),
         paper=_paper_row(str(study.get("table")), cell),
     )
 

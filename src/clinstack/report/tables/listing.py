@@ -9,6 +9,7 @@ from clinstack.report.tables.data import data_table
 from clinstack.report.tables.language import note_type_table, perplexity_table
 from clinstack.report.tables.measures import calibration_table, f1_table, operating_table
 from clinstack.report.tables.outcomes import auprc_table, auroc_table, difference_table, test_table
+from clinstack.report.tables.paper import paper_table
 from clinstack.report.tables.runs import budget_table, run_table
 
 
@@ -19,6 +20,7 @@ def all_tables(summary: Summary) -> list[Table]:
         perplexity_table(summary),
         note_type_table(summary),
         auroc_table(summary),
+        paper_table(summary.data),
         difference_table(summary),
         auprc_table(summary),
         f1_table(summary),

@@ -23,7 +23,7 @@ SHORT_NAMES = {
 def row_name(data: ReportData, key: str) -> str:
     """Return a row's name where it does not stand below the name of its base."""
     row = data.rows[key]
-    return f"{row.base}: {row.name}" if len(data.bases) > 1 else row.name
+    return f"{row.base}: {row.name}" if len(data.bases) > 1 and not row.name.startswith(row.base) else row.name
 
 
 def short_name(data: ReportData, key: str) -> str:
