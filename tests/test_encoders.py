@@ -250,6 +250,25 @@ def test_an_adapter_of_the_whole_base_is_read_up_to_the_layer(
         assert torch.equal(loaded.adapter_tensors("clinical")[key], tensors[key])
 
 
+def test_an_adaption_prompt_of_the_whole_base_does_not_fit_a_shorter_one(
+    trained: Callable[[str], Path], tiny_base: Path, mortality: Task
+) -> None:
+    clinical = AdapterRecipe(name="clinical", path=str(trained("adaption_prompt")))
+    with pytest.raises(InputError, match="layer: 'clinical' is an adaption prompt of the whole base"):
+        Stack.build(str(tiny_base), [clinical], mortality, layer=1)
+
+
+@pytest.mark.parametrize("method", ["dora", "rslora", "adalora"])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "roberta"])
+def test_every_low_rank_method_lies_in_an_encoder(
+    bases: Callable[[str], str], mortality: Task, perturbed: Perturb, tmp_path: Path, family: str, method: Any
+) -> None:
+    spec = AdapterRecipe(name="task", method=method, rank=2, target_modules="all-linear")
+    stack = perturbed(Stack.build(bases(family), [spec], mortality))
+    stack.save(tmp_path / "stack")
+    assert torch.equal(Stack.load(tmp_path / "stack").logits(*rows()), logits(stack, *rows()))
+
+
 # ---------------------------------------------------------------------- dropout
 
 

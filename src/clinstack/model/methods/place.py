@@ -41,6 +41,12 @@ def place(
     name, trainable = adapter.name, adapter.is_trainable
     method = source.method if source else adapter.method
     refuse_method(name, method, network)
+    idle = idle_tensors(source.weights, network, reads) if source else {}
+    if idle and method == "adaption_prompt":
+        raise InputError(
+            f"layer: {name!r} is an adaption prompt of the whole base, whose layers are counted from the top; it does "
+            "not fit a shorter one. Leave layer out, or use lora."
+        )
     placed: Placed
     if method == "full":
         if beneath:
@@ -77,8 +83,8 @@ def place(
             assert isinstance(config, AdaptionPromptConfig)
             placed = AdaptionPrompt(name, trainable, network, config)
     if source is not None:
-        placed.idle = idle_tensors(source.weights, network, reads)
-        placed.load({key: tensor for key, tensor in source.weights.items() if key not in placed.idle})
+        placed.idle = idle
+        placed.load({key: tensor for key, tensor in source.weights.items() if key not in idle})
     return placed
 
 
