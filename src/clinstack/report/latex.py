@@ -52,7 +52,7 @@ def latex_table(table: Table, caveat: str) -> str:
     """
     columns = len(table.columns)
     others = "l" * (columns - 2) + r"p{0.3\linewidth}" if table.words and columns > 2 else "r" * (columns - 1)
-    notes = " ".join(part for part in (f"{caveat}." if caveat else "", table.note) if part)
+    notes = " ".join(part for part in (f"{caveat}." if caveat and not table.foreign else "", table.note) if part)
     lines = [
         f"% Written by clinstack {__version__}; \\usepackage{{booktabs}} in the preamble.",
         r"\begin{table}",

@@ -88,7 +88,7 @@ def _against_reference(summary: Summary) -> list[str]:
     above.sort(key=lambda row: -row["value"])
     listed = ", ".join(f"“{row_name(summary.data, row['a'])}” by {number(row['value'])}" for row in above[:_LISTED])
     listed += f" and {len(above) - _LISTED} more" if len(above) > _LISTED else ""
-    verb = "is" if len(above) == 1 else "are"
+    verb = "is" if 1 in (len(above), len(rows)) else "are"
     sentence = (
         f"{len(above)} of {len(rows)} {'row' if len(rows) == 1 else 'rows'} {verb} above {reference_name(summary)} in "
         f"{_mean_auroc(summary, task)} by a paired difference that holds after Holm's correction"

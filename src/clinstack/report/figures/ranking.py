@@ -36,7 +36,7 @@ def _figure(
     data, is_roc = summary.data, kind == "roc"
     lines = lines_of(data, list(curves))
     several = data.tasks[task].kind != "binary"
-    with canvas(WIDTH) as (figure, axes):
+    with canvas(WIDTH if is_roc else WIDTH + 0.3 + 0.09 * len(curves)) as (figure, axes):
         if is_roc:
             axes.plot([0, 1], [0, 1], color="#bdbdbd", linewidth=0.8)
         described = []
@@ -55,7 +55,17 @@ def _figure(
         axes.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal", title=task_name(task))
         axes.set_xlabel("1 − specificity" if is_roc else "Recall")
         axes.set_ylabel("Sensitivity" if is_roc else "Precision")
-        legend(axes, f"Stack and {'AUROC' if is_roc else 'AUPRC'}", "lower right" if is_roc else "upper right")
+        if is_roc:
+            legend(axes, "Stack and AUROC")
+        else:
+            figure.legend(
+                loc="outside lower center",
+                ncols=2,
+                fontsize=7.5,
+                frameon=False,
+                title="Stack and AUPRC",
+                title_fontsize=7.5,
+            )
         name = "ROC" if is_roc else "Precision and recall"
         mean = ", mean of the curves of the scored classes against the rest" if several else ""
         description = f"{name} curves on {task}{mean}. {'AUROC' if is_roc else 'AUPRC'}: {'; '.join(described)}."

@@ -53,6 +53,8 @@ class Table:
         What stands above a row and those that follow it, such as the name of a base.
     folded : bool
         Whether the page shows it only when asked.
+    foreign : bool
+        Whether all its figures are the paper's, of which what a page says of its own patients and models is not true.
     """
 
     key: str
@@ -63,6 +65,7 @@ class Table:
     words: bool = False
     groups: Mapping[int, str] = field(default_factory=dict)
     folded: bool = False
+    foreign: bool = False
 
     @property
     def has_paper(self) -> bool:
@@ -111,10 +114,7 @@ def over_seeds(estimates: Sequence[Mapping[str, Any] | None], digits: int = 3) -
     if len(known) <= 1:
         return figure(known[0] if known else None, digits)
     values = [float(estimate["value"]) for estimate in known]
-    return Cell(
-        number(sum(values) / len(values), digits),
-        f"{interval((min(values), max(values)), digits)}, {len(values)} seeds",
-    )
+    return Cell(number(sum(values) / len(values), digits), interval((min(values), max(values)), digits))
 
 
 def count(value: float | None) -> Cell:

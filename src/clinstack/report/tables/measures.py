@@ -7,7 +7,7 @@ from typing import Any
 
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import MISSING, Cell, Table, over_seeds
-from clinstack.report.tables.names import grouped, row_name, task_name
+from clinstack.report.tables.names import grouped, short_name, task_name
 
 METHODS = ("none", "temperature", "isotonic")
 
@@ -49,7 +49,7 @@ def operating_table(summary: Summary) -> Table:
         for stack in known:
             tests = summary.measured(stack, task)
             rows.append(
-                (row_name(data, stack), [over_seeds([_decision(test, name) for test in tests]) for name in names])
+                (short_name(data, stack), [over_seeds([_decision(test, name) for test in tests]) for name in names])
             )
     return Table(
         "operating-points",
@@ -76,7 +76,7 @@ def calibration_table(summary: Summary) -> Table:
             cells = [over_seeds([_fit(test, method, "ece") for test in tests]) for method in METHODS]
             cells += [over_seeds([_fit(test, "none", name) for test in tests], 2) for name in ("slope", "intercept")]
             cells.append(over_seeds([_fit(test, "none", "brier") for test in tests]))
-            rows.append((row_name(data, stack), cells))
+            rows.append((short_name(data, stack), cells))
     return Table(
         "calibration",
         "Calibration on the test patients",
