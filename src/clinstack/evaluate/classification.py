@@ -180,7 +180,7 @@ def measure_split(
     metrics: dict[str, Any] = {
         "task": task.to_dict(),
         "primary": PRIMARY[task.kind],
-        **{name: estimate(float(value[0]), resampled) for name, (value, resampled) in averages.items()},
+        **{name: estimate(float(value[0]), resampled, bounded=True) for name, (value, resampled) in averages.items()},
         "classes_scored": len(table.scored_columns),
         "classes_left_out": table.left_out(),
         "rows": len(split.labels),
@@ -246,8 +246,8 @@ def _per_class(table: Scored, by_class: tuple[ByClass, ByClass], counts: Mapping
             "class": table.task.classes[column],
             "positives": int(table.indicator[:, column].sum()),
             "counts": {name: int(values[column]) for name, values in counts.items()},
-            "auroc": estimate(areas[0, place], drawn_areas[:, place]),
-            "auprc": estimate(precisions[0, place], drawn_precisions[:, place]),
+            "auroc": estimate(areas[0, place], drawn_areas[:, place], bounded=True),
+            "auprc": estimate(precisions[0, place], drawn_precisions[:, place], bounded=True),
         }
         for place, column in enumerate(ranking_columns(table))
     ]

@@ -56,7 +56,7 @@ class Figure:
 
     def estimate(self, place: int) -> dict[str, object]:
         """Return value, interval, number of seeds, and the standard deviation over them, None with one."""
-        figure = estimate(*_mean_over_tasks([part.mean(place, part.seeds) for part in self.parts]))
+        figure = estimate(*_mean_over_tasks([part.mean(place, part.seeds) for part in self.parts]), bounded=True)
         seeds = self.parts[0].seeds
         deviation = None
         if len(seeds) > 1 and all(part.seeds == seeds for part in self.parts):
