@@ -21,6 +21,7 @@ BINS = 10
 _BLOCK = 2_000_000  # entries looked at together: 16 MB in each working array
 _CERTAIN = 1e-12
 _STEPS = 50
+_SINGULAR = 1e12
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,11 @@ def _fitted(entries: Entries, log_odds: FloatArray, weights: FloatArray, *, with
     free = slice(0, 2 if with_slope else 1)
     loss, gradient, curvature = _row_sums(entries, log_odds, coefficients)
     for _ in range(_STEPS):
+        bends = curvature.sum(axis=0)[free, free]
+        if not np.linalg.cond(bends) < _SINGULAR:
+            return {"value": None, "interval": None}
         step = np.zeros(2)
-        step[free] = np.linalg.solve(curvature.sum(axis=0)[free, free], gradient.sum(axis=0)[free])
+        step[free] = np.linalg.solve(bends, gradient.sum(axis=0)[free])
         if np.abs(step).max() < 1e-10:
             break
         # Newton's step is halved until the loss does not grow.
@@ -190,10 +194,12 @@ def _fitted(entries: Entries, log_odds: FloatArray, weights: FloatArray, *, with
             step /= 2
         coefficients = coefficients + step
         loss, gradient, curvature = tried
+    else:  # the labels are all but separated: the slope grows and grows
+        return {"value": None, "interval": None}
     drawn_gradient = weights @ gradient[:, free]
     drawn_curvature = np.tensordot(weights, curvature[:, free, free], axes=1)
     # A resample that lost one label, or whose rows do not tell the coefficients apart, has no fit.
-    usable = np.linalg.cond(drawn_curvature) < 1e12 if len(drawn_curvature) else np.empty(0, dtype=bool)
+    usable = np.linalg.cond(drawn_curvature) < _SINGULAR
     resampled = np.full(len(weights), np.nan)
     steps = np.linalg.solve(drawn_curvature[usable], drawn_gradient[usable][:, :, None])[:, -1, 0]
     last = 1 if with_slope else 0
@@ -211,7 +217,8 @@ def _row_sums(entries: Entries, log_odds: FloatArray, coefficients: FloatArray) 
         there, odds = entries.there[part], log_odds[part]
         fitted = expit(coefficients[0] + coefficients[1] * odds)
         rest = there - fitted
-        loss -= float(np.log1p(-np.minimum(np.abs(rest), 1 - _CERTAIN)).sum())
+        with np.errstate(divide="ignore"):  # a step so long that an entry is impossible is taken back
+            loss -= float(np.log1p(-np.abs(rest)).sum())
         gradients.append(np.stack([rest.sum(axis=1), (rest * odds).sum(axis=1)], axis=1))
         spread = fitted * (1 - fitted)
         tilted = spread * odds
