@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from clinstack.errors import InputError
+from clinstack.files import read_json
 from clinstack.model.base import find_base
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.model.tokenizer import load_tokenizer
+from clinstack.notes.read import read_examples
 from clinstack.notes.sections.find import section_map
-from clinstack.recipe import FinetuneRecipe, parse_recipe
+from clinstack.recipe import EvaluateRecipe, FinetuneRecipe, parse_recipe
+from clinstack.stages.evaluate import evaluate
+from clinstack.stages.finetune import finetune
 from clinstack.tasks import Task
 from clinstack.tokens.encode import TextEncoder, own_ends
 from clinstack.tokens.shorten import kept_ranges
@@ -367,3 +373,61 @@ def test_a_language_model_keeps_its_context(tiny_base: Path, tmp_path: Path) -> 
     stack.max_tokens = 40
     stack.save(tmp_path / "stack")
     assert Stack.load(tmp_path / "stack").max_tokens == 40
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep": "both_ends", "adapters": [{"name": "task", "rank": 2, "alpha": 4}]},
+        {"keep": "chunks", "chunk_overlap": 3, "adapters": [{"name": "task", "rank": 2, "alpha": 4}]},
+        {"keep": "chunks", "max_chunks": 2, "chunk_pooling": "max", "suffix": " ward"},
+    ],
+)
+def test_the_stages_read_a_note_as_its_pieces_one_by_one(
+    tiny_base: Path, tiny_notes: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = tiny_notes / "examples" / "mortality"
+    values = {
+        "run": str(tmp_path / "run"),
+        "base": str(tiny_base),
+        "examples": str(folder),
+        "max_tokens": 16,
+        "training": {"max_steps": 2, "batch_size": 8},
+        "evaluation": {"resamples": 100},
+    }
+    recipe = parse_recipe(values | changes, "test", "finetune")
+    assert isinstance(recipe, FinetuneRecipe)
+    run = finetune(recipe)
+    again = parse_recipe(
+        {
+            "run": str(tmp_path / "again"),
+            "stack": str(run.folder),
+            "examples": str(folder),
+            "evaluation": {"resamples": 100},
+        },
+        "test",
+        "evaluate",
+    )
+    assert isinstance(again, EvaluateRecipe)
+    measured = pq.read_table(evaluate(again).folder / "predictions.parquet")["score"].to_pylist()
+
+    _, examples = read_examples(folder)
+    stack = Stack.load(run.folder)
+    stack.eval()
+    encoded = encode_texts(stack.tokenizer, Reading.of(recipe), examples["test"].texts)
+    expected = []
+    with torch.inference_mode():
+        for place in range(len(examples["test"].texts)):
+            pieces = [torch.tensor(encoded.pieces[piece])[None] for piece in np.flatnonzero(encoded.owners == place)]
+            features = torch.cat([stack.pooled(piece, torch.ones_like(piece)) for piece in pieces])
+            pooled = features.amax(0) if recipe.chunk_pooling == "max" else features.mean(0)
+            expected.append(stack.head(pooled).tolist())
+    trained = [
+        row["score"] for row in pq.read_table(run.folder / "predictions.parquet").to_pylist() if row["split"] == "test"
+    ]
+    np.testing.assert_allclose(trained, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-5)
+    report = read_json(run.folder / "metrics.json")["tokens"]["test"]
+    assert report == encoded.cut
+    if recipe.keep == "chunks":
+        assert len(report["chunks"]) > 1
