@@ -148,6 +148,15 @@ def test_bins_of_equal_mass_hold_a_tenth_each() -> None:
     assert figures["ece"]["value"] == pytest.approx(expected)
 
 
+def test_entries_of_several_classes_are_looked_at_together() -> None:
+    table = scored(CODES, split_of(CODES, np.random.default_rng(12), 200))
+    probabilities = expit(1.5 * table.logits)
+    together = calibration_figures(Entries("multilabel", table.indicator, probabilities), weights(200, 20))
+    flat = calibration_figures(entries(table.indicator.ravel(), probabilities.ravel()), weights(1000, 20))
+    for name in ("ece", "ece_equal_width", "slope", "intercept", "brier"):
+        assert together[name]["value"] == pytest.approx(flat[name]["value"])
+
+
 def test_the_interval_of_the_calibration_error_is_not_made_of_noise() -> None:
     # The truth is 0: a percentile interval would hardly ever come near it.
     near = 0
@@ -276,6 +285,26 @@ def test_validation_with_one_label_only_leaves_probabilities_as_they_are() -> No
     assert measured.metrics["test"]["threshold"] is None
     assert measured.metrics["test"]["decision_curve"]["calibration"] == "none"
     json.dumps([measured.metrics, measured.calibration], allow_nan=False)
+
+
+def strange(task: Task, rng: np.random.Generator) -> SplitScores:
+    """A few notes, some classes without one, logits that tie or saturate."""
+    rows, classes = int(rng.integers(1, 25)), len(task.classes)
+    logits = np.round(rng.choice([0, 1e-3, 1, 30, 1000]) * rng.normal(size=(rows, classes)), rng.integers(3))
+    labels: list = rng.integers(0, rng.integers(1, classes + 1), rows).tolist()
+    if task.kind == "multilabel":
+        labels = [[task.classes[label]] if rng.random() < 0.8 else [] for label in labels]
+    return SplitScores(labels, logits, [f"p{i}" for i in rng.integers(0, rows, rows)])
+
+
+@pytest.mark.parametrize("task", [BINARY, BINS, CODES])
+@pytest.mark.filterwarnings("error")
+def test_a_handful_of_strange_notes_is_measured_without_a_crash(task: Task) -> None:
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        splits = {name: strange(task, rng) for name in ("validation", "test")}
+        measured = measure_classifier(task, splits, SETTINGS)
+        json.dumps([measured.metrics, measured.calibration], allow_nan=False)
 
 
 def test_net_benefit_by_hand() -> None:
