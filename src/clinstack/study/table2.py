@@ -19,7 +19,8 @@ from clinstack.recipe import EvaluationRecipe
 from clinstack.report.build import facts_of
 from clinstack.report.collect import ReportData, read_run
 from clinstack.report.console import rich_table
-from clinstack.report.pages import Page, Section, banner, write_page
+from clinstack.report.figures.language import pretraining_curves
+from clinstack.report.pages import Gallery, Page, Section, banner, write_page
 from clinstack.report.tables.cells import MISSING, Cell, Table, count, duration, figure, number, perplexity_digits
 from clinstack.study.order import order_sentences, paired_ratio, ranked
 from clinstack.study.published import SOURCE, TABLE2, published_row
@@ -106,7 +107,10 @@ def write_table2(
         title=TITLE,
         caveat=data.caveat,
         banner=banner(data),
-        sections=[Section("findings", "Findings", sentences, tables)],
+        sections=[
+            Section("findings", "Findings", sentences, tables),
+            Section("training", "How training went", blocks=_curves(groups, data.caveat)),
+        ],
         reproduce="The study keeps its resolved recipe, and each run below it its own; the same recipes on the same "
         "notes give the same figures.",
         commands=[f"clinstack study {root.name}/study.yaml"],
@@ -132,6 +136,17 @@ def write_table2(
         },
     )
     return paths
+
+
+def _curves(groups: Mapping[Key, list[Row]], caveat: str) -> list[Gallery]:
+    """Draw the perplexity of each base's rows over their steps, where their logs are there."""
+    drawings = [
+        pretraining_curves({row.name: row.run for row in rows}, f"learning-{place or 'pretraining'}", caveat)
+        for key, rows in groups.items()
+        for place in [_place(key, groups)]
+    ]
+    known = [drawing for drawing in drawings if drawing is not None]
+    return [Gallery(known)] if known else []
 
 
 def _published_sentences(rows: list[Row]) -> list[str]:

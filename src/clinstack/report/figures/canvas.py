@@ -28,7 +28,7 @@ _LINES: dict[str, tuple[str, str]] = {
     "clinical-trainable": ("#cc79a7", ":"),
     "clinical-trainable+lora": ("#d55e00", "-"),
 }
-_OTHERS = tuple(
+LINES = tuple(
     (colour, style)
     for style in ("-", "--", "-.", ":")
     for colour in ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b87400", "#56b4e9", "#5c5c5c")
@@ -139,8 +139,8 @@ def _inline(text: str, key: str, description: str) -> str:
 def lines_of(data: ReportData, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return colour and line style of each row: by stack on one base, by place on several."""
     if len(data.bases) > 1:
-        return dict(zip(keys, _OTHERS * (len(keys) // len(_OTHERS) + 1), strict=False))
-    others = iter(_OTHERS * (len(keys) // len(_OTHERS) + 1))
+        return dict(zip(keys, LINES * (len(keys) // len(LINES) + 1), strict=False))
+    others = iter(LINES * (len(keys) // len(LINES) + 1))
     return {key: _LINES.get(key) or next(others) for key in keys}
 
 

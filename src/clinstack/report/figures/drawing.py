@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from clinstack.report.collect import RunRecord
 from clinstack.report.figures.canvas import Drawing
 from clinstack.report.figures.forest import forest_figures
-from clinstack.report.figures.language import learning_curves, perplexity_bars, pretraining_curve
+from clinstack.report.figures.language import learning_curves, perplexity_bars, pretraining_curves
 from clinstack.report.figures.probabilities import decision_figure, reliability_figure
 from clinstack.report.figures.ranking import precision_recall_figure, roc_figure
 from clinstack.report.summary import Summary
+from clinstack.report.tables.names import stack_label
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def draw(summary: Summary) -> Drawings:
     tasks = summary.tasks
     return Drawings(
         perplexity=[perplexity_bars(label, figures, caveat) for label, figures in summary.perplexity.items()],
-        pretraining=_there(pretraining_curve(label, run, caveat) for label, run in summary.data.pretrain.items()),
+        pretraining=_there([pretraining_curves(_named(summary), "learning-pretraining", caveat)]),
         roc=_there(roc_figure(summary, task, caveat) for task in tasks),
         precision_recall=_there(precision_recall_figure(summary, task, caveat) for task in tasks),
         forest=forest_figures(summary, caveat),
@@ -46,6 +48,10 @@ def draw(summary: Summary) -> Drawings:
         decision=_there(decision_figure(summary, task, caveat) for task in tasks),
         learning=_there(learning_curves(summary, task, caveat) for task in tasks),
     )
+
+
+def _named(summary: Summary) -> dict[str, RunRecord]:
+    return {stack_label(label): run for label, run in summary.data.pretrain.items()}
 
 
 def _there(drawings: Iterable[Drawing | None]) -> list[Drawing]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clinstack.report.collect import RunRecord
-from clinstack.report.figures.canvas import FAINT, INK, Drawing, canvas, finish, legend, lines_of
+from clinstack.report.figures.canvas import FAINT, INK, LINES, Drawing, canvas, finish, lines_of
 from clinstack.report.figures.choice import shown_rows
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import number, perplexity_digits
@@ -55,32 +55,49 @@ def perplexity_bars(label: str, figures: dict[str, Any], caveat: str) -> Drawing
         return finish(figure, f"perplexity-{label}", description, caption, caveat)
 
 
-def pretraining_curve(label: str, run: RunRecord, caveat: str) -> Drawing | None:
-    """Draw training and validation perplexity over the steps of a pretraining; None without a log."""
-    losses, validations = _log(run)
-    if not losses:
+def pretraining_curves(runs: Mapping[str, RunRecord], key: str, caveat: str) -> Drawing | None:
+    """Draw perplexity over the steps of pretrainings, on training batches and on validation patients.
+
+    Parameters
+    ----------
+    runs : mapping of name to RunRecord
+    key : str
+        Of the drawing.
+    caveat : str
+
+    Returns
+    -------
+    Drawing or None
+        None without logs.
+    """
+    logs = {name: log for name, run in runs.items() if (log := _log(run))[0]}
+    if not logs:
         return None
     from matplotlib.ticker import LogLocator
 
-    with canvas(2.6) as (figure, axes):
-        steps, means = _thinned(losses)
-        axes.plot(steps, np.exp(means), color="#9a9a9a", linewidth=1.3, label="training")
-        known = [(step, math.exp(entry["loss"])) for step, entry in validations if entry.get("loss") is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), "o-", color="#0072b2", markersize=4, linewidth=1.3, label="validation")
+    with canvas(2.9 + 0.09 * len(logs)) as (figure, axes):
+        described = []
+        for (name, (losses, validations)), (colour, style) in zip(logs.items(), LINES * len(logs), strict=False):
+            steps, means = _thinned(losses)
+            axes.plot(steps, np.exp(means), color=colour, linestyle=style, linewidth=1.0, alpha=0.55)
+            known = [(step, math.exp(entry["loss"])) for step, entry in validations if entry.get("loss") is not None]
+            last = f" {number(known[-1][1], perplexity_digits(known[-1][1]))}" if known else ""
+            axes.plot([], [], color=colour, linestyle=style, marker="o", markersize=4, label=f"{name}{last}")
+            if known:
+                axes.plot(*zip(*known, strict=True), "o", linestyle=style, color=colour, markersize=4, linewidth=1.5)
+            described.append(f"{name}{last}")
         axes.set(xlabel="Step", ylabel="Perplexity")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.yaxis.set_minor_formatter("")
-        legend(axes, stack_label(label), "upper right")
-        last = f", the last validation {number(known[-1][1], 2)}" if known else ""
-        description = (
-            f"Learning curve of the pretraining {label}: training perplexity over {losses[-1][0]} steps{last}."
+        figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
+        description = f"Perplexity over the steps of pretraining; at the last validation: {', '.join(described)}."
+        caption = (
+            "Pretraining: perplexity of training batches, averaged in parts (lines), and of the validation patients "
+            "(dots, the last one's figure in the legend)."
         )
-        caption = "Pretraining: the loss of training batches, averaged in parts, and of the validation patients, as "
-        caption += "perplexity."
-        return finish(figure, f"learning-{label}", description, caption, caveat)
+        return finish(figure, key, description, caption, caveat)
 
 
 def learning_curves(summary: Summary, task: str, caveat: str) -> Drawing | None:
