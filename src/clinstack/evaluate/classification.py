@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import FloatArray
-from clinstack.evaluate.bootstrap import draw_patients, estimate, rare_strata
+from clinstack.evaluate.bootstrap import draw_patients, estimate, rare_strata, rarer_patients
 from clinstack.evaluate.calibration import Method, apply_calibration, fit_calibration
 from clinstack.evaluate.calibration_figures import Entries, calibration_figures
 from clinstack.evaluate.decision import decision_curve
@@ -177,10 +177,14 @@ def measure_split(
     draws = draw_patients(split.patient_ids, settings.resamples, settings.seed, strata=strata)
     weights = draws.weights(split.patient_ids)
     by_class, averages = _both(table, weights)
+    rarer = rarer_patients(table.indicator, split.patient_ids)
     metrics: dict[str, Any] = {
         "task": task.to_dict(),
         "primary": PRIMARY[task.kind],
-        **{name: estimate(float(value[0]), resampled, bounded=True) for name, (value, resampled) in averages.items()},
+        **{
+            name: estimate(float(value[0]), resampled, bounded=True, rarer=rarer[1] if task.kind == "binary" else None)
+            for name, (value, resampled) in averages.items()
+        },
         "classes_scored": len(table.scored_columns),
         "classes_left_out": table.left_out(),
         "rows": len(split.labels),
@@ -188,7 +192,7 @@ def measure_split(
         "prevalence": {
             name: float(share) for name, share in zip(task.classes, table.indicator.mean(axis=0), strict=True)
         },
-        "per_class": _per_class(table, by_class, counts or {}),
+        "per_class": _per_class(table, by_class, rarer, counts or {}),
     }
     if fitted is not None or task.kind == "multiclass":
         metrics["threshold"] = _decisions(table, dict(fitted or {}), weights, metrics["per_class"])
@@ -239,15 +243,17 @@ def _both(
     return (by_class, drawn_by_class), {name: (averages[name], drawn[name]) for name in averages}
 
 
-def _per_class(table: Scored, by_class: tuple[ByClass, ByClass], counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _per_class(
+    table: Scored, by_class: tuple[ByClass, ByClass], rarer: Sequence[int], counts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     (areas, precisions), (drawn_areas, drawn_precisions) = by_class
     return [
         {
             "class": table.task.classes[column],
             "positives": int(table.indicator[:, column].sum()),
             "counts": {name: int(values[column]) for name, values in counts.items()},
-            "auroc": estimate(areas[0, place], drawn_areas[:, place], bounded=True),
-            "auprc": estimate(precisions[0, place], drawn_precisions[:, place], bounded=True),
+            "auroc": estimate(areas[0, place], drawn_areas[:, place], bounded=True, rarer=rarer[column]),
+            "auprc": estimate(precisions[0, place], drawn_precisions[:, place], bounded=True, rarer=rarer[column]),
         }
         for place, column in enumerate(ranking_columns(table))
     ]
@@ -269,7 +275,7 @@ def _decisions(
     for place, (entry, column) in enumerate(zip(per_class, columns, strict=True)):
         entry["threshold"] = class_threshold(chosen, column)
         for name in DECISIONS:
-            entry[name] = estimate(value_by_class[name][0, place], drawn_by_class[name][:, place])
+            entry[name] = estimate(value_by_class[name][0, place], drawn_by_class[name][:, place], bounded=True)
     values, drawn = macro(value_by_class), macro(drawn_by_class)
     result: dict[str, Any] = {"rule": chosen["rule"]}
     if chosen["rule"] == "f1":
@@ -278,9 +284,9 @@ def _decisions(
         result["value"] = as_probability(chosen["score"])
     elif table.task.kind == "multilabel":
         result |= {"shared": as_probability(chosen["shared"]), "sharing": chosen["sharing"]}
-    result |= {name: estimate(values[name][0], drawn[name]) for name in DECISIONS}
+    result |= {name: estimate(values[name][0], drawn[name], bounded=True) for name in DECISIONS}
     if table.task.kind != "binary":
-        result["micro"] = {name: estimate(value_micro[name][0], drawn_micro[name]) for name in DECISIONS}
+        result["micro"] = {name: estimate(value_micro[name][0], drawn_micro[name], bounded=True) for name in DECISIONS}
     return result
 
 
