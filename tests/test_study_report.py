@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
 from clinstack.cli import app
 from clinstack.errors import InputError
+from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import read_json, write_json
 from clinstack.recipe import EvaluationRecipe
 from clinstack.report.build import ReportPaths, build_report
@@ -371,3 +373,30 @@ def test_the_papers_tables_are_whole() -> None:
     assert published_auroc("table3", "pmc llama", "lora", "mortality") == 78.03
     assert published_auroc("table3", "LLaMA", "lora", "mtsamples") is None
     assert published_auroc("table2", "LLaMA", "lora", "mortality") is None
+
+
+def test_the_folder_of_a_table_2_study_shows_its_table(tmp_path: Path) -> None:
+    cells = [{"name": name, "recipe": "demo/pretrain", "paper": "LLaMA"} for name in ("lora", "prefix", "prompt")]
+    study = {"stage": "study", "run": "elsewhere", "table": "table2", "cells": cells}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    for name in ("lora", "prefix"):
+        folder = write_pretrain(tmp_path / name, notes=60)
+        for path in folder.iterdir():
+            path.rename(tmp_path / name / path.name)
+        run = tmp_path / name
+        test = perplexity_metrics(run / "losses.parquet", 100, 0, "test")
+        write_json(run / "metrics.json", {"test": test})
+        (run / "recipe.yaml").write_text(yaml.safe_dump({"adapters": [{"name": "clinical", "method": name}]}))
+        lines = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}, {"step": 2, "validation_loss": 3.5}]
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    report = read_json(tmp_path / "table2.json")
+    assert [row["cell"] for row in report["rows"]] == ["lora", "prefix"]
+    assert report["rows"][0]["paper"]["test_perplexity"] == 2.244
+    assert "Not in the table: prompt, because it is not done." in report["sentences"]
+    text = (tmp_path / "table2.html").read_text()
+    assert "Table 2: perplexity after pretraining" in text
+    assert "33.1" in text  # exp(3.5), the last validation
+    check_latex((tmp_path / "tables" / "table2.tex").read_text())
+    assert (tmp_path / "figures" / "learning-pretraining.png").is_file()
