@@ -165,7 +165,25 @@ def percentile_interval(values: FloatArray, level: float = 0.95) -> list[float] 
     return [float(low), float(high)]
 
 
-def log_odds_interval(value: float, resampled: FloatArray, level: float = 0.95) -> list[float] | None:
+def rarer_patients(indicator: NDArray[np.bool_], patient_ids: Sequence[str]) -> list[int]:
+    """Count for each class its patients, or those without it where they are fewer.
+
+    Parameters
+    ----------
+    indicator : array of bool, shape (rows, classes)
+    patient_ids : sequence of str, shape (rows,)
+        A patient with rows of both kinds counts for both.
+    """
+    ids = np.asarray(patient_ids, dtype=np.str_)
+    order = np.argsort(ids, kind="stable")
+    _, starts = np.unique(ids[order], return_index=True)
+    with_it, without = (np.logical_or.reduceat(rows[order], starts, axis=0) for rows in (indicator, ~indicator))
+    return [int(count) for count in np.minimum(with_it.sum(axis=0), without.sum(axis=0))]
+
+
+def log_odds_interval(
+    value: float, resampled: FloatArray, level: float = 0.95, *, rarer: int | None = None
+) -> list[float] | None:
     """Return an interval of a figure between 0 and 1 that is symmetrical around it on the scale of log-odds.
 
     It is as long there as the percentile interval. That one leans away from 1 (or 0) where the figure is near it,
@@ -178,12 +196,20 @@ def log_odds_interval(value: float, resampled: FloatArray, level: float = 0.95) 
     resampled : array of float, shape (resamples,)
         NaN are left out. A resample of 0 or 1 counts as fifty times closer to it than ``value`` is.
     level : float
+    rarer : int, optional
+        As `rarer_patients` counts them. The interval is then longer, as Student's t with one degree of freedom less is
+        wider than the normal distribution: a handful of patients vary less in resamples than in other samples, and the
+        interval's length itself is a guess.
     """
     interval = percentile_interval(resampled, level)
     if interval is None or not 0 < value < 1:
         return interval
     low, high = _log_odds(np.clip(interval, value / 50, 1 - (1 - value) / 50))
     middle, half = _log_odds(np.asarray(value)), (high - low) / 2
+    if rarer is not None:
+        from scipy.special import ndtri, stdtrit
+
+        half *= stdtrit(max(1, rarer - 1), (1 + level) / 2) / ndtri((1 + level) / 2)
     return [float(1 / (1 + np.exp(half - middle))), float(1 / (1 + np.exp(-half - middle)))]
 
 
@@ -191,13 +217,13 @@ def _log_odds(share: FloatArray) -> FloatArray:
     return np.asarray(np.log(share) - np.log1p(-share))
 
 
-def estimate(value: float, resampled: FloatArray, *, bounded: bool = False) -> Estimate:
+def estimate(value: float, resampled: FloatArray, *, bounded: bool = False, rarer: int | None = None) -> Estimate:
     """Join a statistic and its resamples into ``{"value", "interval"}``; both None when the statistic is unknown.
 
     The interval is of percentiles; with ``bounded``, for AUROC, AUPRC and other shares between 0 and 1, that of
-    `log_odds_interval`.
+    `log_odds_interval`, which also takes ``rarer``.
     """
     if not np.isfinite(value):
         return {"value": None, "interval": None}
-    interval = log_odds_interval(value, resampled) if bounded else percentile_interval(resampled)
+    interval = log_odds_interval(value, resampled, rarer=rarer) if bounded else percentile_interval(resampled)
     return {"value": float(value), "interval": interval}
