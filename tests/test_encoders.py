@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from clinstack.errors import InputError
 from clinstack.files import read_json
-from clinstack.model.base import find_base
+from clinstack.model.base import EMBEDDED_ENCODER, EMBEDDED_FOLDERS, find_base
 from clinstack.model.explain import explain
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.methods.names import plain_name
@@ -145,6 +145,17 @@ def test_a_gradient_reaches_everything_that_trains(bases: Callable[[str], str], 
         stack.logits(*rows())[:, 0].sum().backward()
         for name, parameter in stack.trainable_parameters().items():
             assert parameter.grad is not None, name
+
+
+def test_the_embedded_encoder_opens_like_any_other(mortality: Task) -> None:
+    stack = Stack.build(EMBEDDED_ENCODER, (), mortality)
+    assert stack.pooling == "mean"
+    assert stack.network.dtype == torch.float32
+    ids, mask = rows()
+    expected = logits_of(plain(str(EMBEDDED_FOLDERS[EMBEDDED_ENCODER]), stack, dtype="float32"), ids, mask)
+    assert torch.allclose(logits(stack, ids, mask), expected, atol=1e-6)
+    ends = stack.tokenizer("chest pain")["input_ids"]
+    assert (ends[0], ends[-1]) == (stack.tokenizer.cls_token_id, stack.tokenizer.sep_token_id)
 
 
 # ---------------------------------------------------------------------- what the head reads
@@ -367,11 +378,13 @@ def test_a_damaged_calibration_is_refused(bases: Callable[[str], str], mortality
 
 def test_doctor_says_what_the_head_reads(bases: Callable[[str], str], mortality: Task, tmp_path: Path) -> None:
     stack = Stack.build(bases("bert"), [TASK], mortality, pooling="mean", layer=2)
-    stack.calibration = {"temperature": 1.5, "isotonic": {}}
+    stack.calibration = {"fitted_on": "validation", "patients": 7, "temperature": 1.5, "isotonic": {}}
     stack.save(tmp_path / "stack")
     said = [line for line in explain(tmp_path / "stack") if isinstance(line, str)]
     assert any("[bold]Head[/]" in line and "reads the mean over all tokens of layer 2" in line for line in said)
-    assert any("[bold]Calibration[/] temperature, isotonic" in line for line in said)
+    assert any(
+        "[bold]Calibration[/] temperature and isotonic, fitted on validation, 7 patients" in line for line in said
+    )
 
 
 # ---------------------------------------------------------------------- checkpoints as they are found

@@ -40,7 +40,7 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
         yield f"[bold]Task[/] {stack.task.name}: {stack.task.kind}, {len(stack.task.classes)} classes"
         head = tensors_hash({**stack.head_parameters()})
         yield f"[bold]Head[/] {head}  {stack.head.weight.dtype}, reads {_read_by_head(stack)}"
-        yield f"[bold]Calibration[/] {', '.join(stack.calibration) if stack.calibration else 'none'}"
+        yield f"[bold]Calibration[/] {_calibration(stack)}"
     yield f"[bold]Parameters[/] {summary['parameters']:,}, of them trainable {summary['trainable_parameters']:,}"
     changes = effects(stack)
     yield _adapters_table(stack, changes)
@@ -49,6 +49,14 @@ def explain(folder: Path, base: str | None = None, *, with_layers: bool = True) 
     yield from _verdicts(stack, changes)
     for repair in tokenizer_repairs(stack.base):
         yield f"[yellow]note[/] {escape(repair)}"
+
+
+def _calibration(stack: Stack) -> str:
+    if stack.calibration is None:
+        return "none: scores are the model's own"
+    fits = " and ".join(name for name in ("temperature", "isotonic") if stack.calibration.get(name) is not None)
+    where = stack.calibration.get("fitted_on", "validation")
+    return f"{fits or 'nothing'}, fitted on {where}, {stack.calibration.get('patients', '?')} patients"
 
 
 def _read_by_head(stack: Stack) -> str:
