@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
 
+from clinstack.cli_validate import validate_recipe
 from clinstack.engine import next_token
 from clinstack.engine.language_modelling import lay_out_notes, losses_table, note_losses
 from clinstack.engine.losses import causal_loss, class_weights, classification_loss, encode_labels
@@ -463,6 +465,8 @@ def test_the_stage_refuses_a_loss_that_the_task_cannot_have_before_it_writes(
     with pytest.raises(InputError, match=r"loss\.name: .* mortality is binary; take focal or cross_entropy"):
         finetune(recipe)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"loss\.name: asymmetric is for multilabel tasks"):
+        validate_recipe(recipe, Console(quiet=True))
 
 
 @pytest.mark.parametrize("select", ["auroc", "auprc"])

@@ -30,6 +30,10 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         from clinstack.model.support import check_support
 
         task = Task.load(Path(recipe.examples)) if isinstance(recipe, FinetuneRecipe) else None
+        if task is not None and isinstance(recipe, FinetuneRecipe):
+            from clinstack.engine.losses import check_loss
+
+            check_loss(task, recipe.loss)
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
     if isinstance(recipe, StudyRecipe):
         _validate_study(recipe, console)
