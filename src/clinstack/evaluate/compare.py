@@ -111,7 +111,7 @@ def compare(
     draws = draw_patients(everybody, resamples, seed, strata=strata if any(strata) else None)
     weights = {task: draws.weights(ids) for task, ids in patients.items()}
     figures = {
-        (stack, task): Figure([task_figures(rows, weights[task], seed)])
+        (stack, task): Figure([task_figures(rows, weights[task], seed, patients[task])])
         for task, stacks in by_seed.items()
         for stack, rows in stacks.items()
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clinstack.evaluate.auroc import FloatArray
-from clinstack.evaluate.bootstrap import estimate
+from clinstack.evaluate.bootstrap import estimate, rarer_patients
 from clinstack.evaluate.multiple_comparisons import bootstrap_p
 from clinstack.evaluate.scored import Scored
 
@@ -30,6 +30,8 @@ class TaskFigures:
     resampled : array of float, shape (seeds, 2, resamples)
     drawn_by : int
         Seed of the draws.
+    rarer : int, optional
+        Binary: patients of the rarer label, for the interval.
     """
 
     task: str
@@ -37,6 +39,7 @@ class TaskFigures:
     values: FloatArray
     resampled: FloatArray
     drawn_by: int
+    rarer: int | None = None
 
     def mean(self, place: int, seeds: tuple[int, ...]) -> tuple[float, FloatArray]:
         """Return the mean over some seeds, as it is and in each resample."""
@@ -56,7 +59,9 @@ class Figure:
 
     def estimate(self, place: int) -> dict[str, object]:
         """Return value, interval, number of seeds, and the standard deviation over them, None with one."""
-        figure = estimate(*_mean_over_tasks([part.mean(place, part.seeds) for part in self.parts]), bounded=True)
+        rarer = self.parts[0].rarer if len(self.parts) == 1 else None
+        mean = _mean_over_tasks([part.mean(place, part.seeds) for part in self.parts])
+        figure = estimate(*mean, bounded=True, rarer=rarer)
         seeds = self.parts[0].seeds
         deviation = None
         if len(seeds) > 1 and all(part.seeds == seeds for part in self.parts):
@@ -68,7 +73,9 @@ class Figure:
         }
 
 
-def task_figures(by_seed: Mapping[int, Scored], weights: FloatArray, drawn_by: int) -> TaskFigures:
+def task_figures(
+    by_seed: Mapping[int, Scored], weights: FloatArray, drawn_by: int, patient_ids: Sequence[str]
+) -> TaskFigures:
     """Compute the headline figures of each seed of one stack on one task; weights have shape (resamples, rows)."""
     numbers = tuple(sorted(by_seed))
     rows = [by_seed[number] for number in numbers]
@@ -78,6 +85,7 @@ def task_figures(by_seed: Mapping[int, Scored], weights: FloatArray, drawn_by: i
         values=np.array([[part[0] for part in table.headline(table.unit_weights)] for table in rows]),
         resampled=np.array([table.headline(weights) for table in rows]),
         drawn_by=drawn_by,
+        rarer=rarer_patients(rows[0].indicator, patient_ids)[1] if rows[0].task.kind == "binary" else None,
     )
 
 
