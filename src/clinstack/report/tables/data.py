@@ -7,7 +7,7 @@ from typing import Any
 
 from clinstack.files import read_json
 from clinstack.report.collect import ReportData, RunRecord
-from clinstack.report.published import PAPER, TABLE1
+from clinstack.report.published import PAPER, PAPER_TABLES, TABLE1
 from clinstack.report.tables.cells import MISSING, Cell, Table, count
 from clinstack.report.tables.names import task_title
 
@@ -18,12 +18,13 @@ def data_table(data: ReportData) -> Table:
     """Return what each task's examples are; a task whose folder is not on this machine has no row."""
     rows = []
     sources: dict[str, str] = {}
+    beside_paper = data.table in PAPER_TABLES
     for task, stacks in data.finetune.items():
         facts = _facts(next(iter(stacks.values()))[0])
         if facts is None:
             continue
         kind, classes = data.tasks[task].kind, data.tasks[task].classes
-        printed = next((row for row in TABLE1 if row.task == task), None) if data.table else None
+        printed = next((row for row in TABLE1 if row.task == task), None) if beside_paper else None
         papers = [f"{value:,}" for value in (printed.train, printed.validation, printed.test)] if printed else [""] * 3
         cells = [Cell(f"{len(classes):,}", kind, paper=f"{printed.classes:,}" if printed else "")]
         for split, paper in zip(_SPLITS, papers, strict=True):
@@ -41,7 +42,7 @@ def data_table(data: ReportData) -> Table:
         note += f" Figures after the word “paper” are printed in {PAPER}, Table 1, of MIMIC-III."
     return Table(
         "data",
-        "Table 1: the data" if data.table else "The data",
+        "Table 1: the data" if beside_paper else "The data",
         note,
         ["Task", "Classes", "Training", "Validation", "Test", "Labels in training"],
         rows,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from clinstack.evaluate.compare import MACRO
-from clinstack.report.published import PAPER, REVISED, PublishedAuroc, slips
+from clinstack.report.published import PAPER, PAPER_TABLES, REVISED, PublishedAuroc, slips
 from clinstack.report.summary import Summary
 from clinstack.report.tables.cells import MISSING, Cell, Table, figure, holds, number, p_value
 from clinstack.report.tables.language import intervals_note
@@ -49,7 +49,7 @@ def auroc_table(summary: Summary, name: Callable[[str], str] | None = None) -> T
         f"{task_title(test['task'])}: {METRIC_NAMES[test['metric']]}" for test in summary.comparison.tests
     )
     mean = " Mean is the plain mean over the tasks, only for rows that have them all." if MACRO in columns else ""
-    number_of_table = data.table.replace("table", "Table ") if data.table in {"table3", "table4"} else ""
+    number_of_table = data.table.replace("table", "Table ") if data.table in PAPER_TABLES else ""
     title = "AUROC on the test patients"
     return Table(
         "auroc",
