@@ -532,6 +532,26 @@ def test_p_values_are_uniform_where_there_is_no_difference() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "fewest", "most"), [(1, 0.5, 1.0), (5, 0.0, 0.09)])
+def test_five_seeds_keep_equal_stacks_apart_from_different_ones(seeds: int, fewest: float, most: float) -> None:
+    # Equally good stacks, but each training is better or worse by chance: one of each says nothing about the stacks.
+    found = 0
+    for repetition in range(150):
+        rng = np.random.default_rng([repetition, seeds])
+        patient = np.repeat(np.arange(150), 2)
+        labels, shared = rng.integers(0, 2, 150)[patient], rng.normal(size=150)[patient]
+        tables: dict[str, dict[int, pa.Table]] = {"a": {}, "b": {}}
+        for stack, first in (("a", 0), ("b", 10)):
+            for number in range(seeds):
+                score = (1 + 0.3 * rng.normal()) * labels + shared + 0.3 * rng.normal(size=300)
+                logits = np.stack([-score, score], 1)
+                tables[stack][first + number] = predictions(labels.tolist(), logits, [f"p{i}" for i in patient])
+        result = compare({"mortality": tables}, TASKS, [("a", "b")], resamples=300, seed=repetition)
+        found += next(row["p"] for row in result.differences if row["task"] == "mortality") < 0.05
+    assert fewest <= found / 150 <= most
+
+
+@pytest.mark.slow
 def test_delong_covers_the_truth_for_patients_with_several_notes() -> None:
     covered = clustered = 0
     for seed in range(400):
