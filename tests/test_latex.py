@@ -60,7 +60,7 @@ def test_a_table_is_well_formed(words: bool) -> None:
     text = latex_table(table(words=words, groups={0: NASTY}), "Synthetic patients")
     check_latex(text)
     assert r"\textbf{0.731}" in text
-    assert r"{\scriptsize 0.70 to 0.76; p \textless{} 0.001}" in text
+    assert "\n" + r" & {\scriptsize 0.70 to 0.76} & \\" + "\n" + r" & {\scriptsize p \textless{} 0.001} & \\" in text
     assert r"paper} & {\scriptsize 58.61 \textdagger{}}" in text
     assert r"\caption{AUROC. Synthetic patients. " in text
     assert r"\label{tab:auroc}" in text

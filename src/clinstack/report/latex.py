@@ -48,7 +48,8 @@ def escape(text: str) -> str:
 def latex_table(table: Table, caveat: str) -> str:
     r"""Return a table as a ``table`` environment.
 
-    Figures and their intervals stand in rows below each other, the paper's in a third; the caption says ``caveat``.
+    A figure, its interval, what else stands beside it, and the paper's figure stand in rows below each other; the
+    caption says ``caveat``.
     """
     columns = len(table.columns)
     others = "l" * (columns - 2) + r"p{0.3\linewidth}" if table.words and columns > 2 else "r" * (columns - 1)
@@ -71,8 +72,8 @@ def latex_table(table: Table, caveat: str) -> str:
                 lines.append(r"\addlinespace")
             lines.append(rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape(table.groups[place])}}}}} \\")
         lines.append(_line([escape(name), *(_value(cell) for cell in cells)]))
-        if any(cell.detail for cell in cells):
-            lines.append(_line(["", *(_small(cell.detail) for cell in cells)]))
+        for part in range(max(len(cell.details) for cell in cells)):
+            lines.append(_line(["", *(_small("".join(cell.details[part : part + 1])) for cell in cells)]))
         if any(cell.paper for cell in cells):
             lines.append(_line([r"\quad {\scriptsize paper}", *(_small(cell.paper) for cell in cells)]))
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]

@@ -122,11 +122,6 @@ def count(value: float | None) -> Cell:
     return Cell(MISSING if value is None else f"{value:,.0f}")
 
 
-def share(value: float | None, digits: int = 1) -> Cell:
-    """Return a share as per cent."""
-    return Cell(MISSING if value is None else f"{number(100 * value, digits)} %")
-
-
 def duration(seconds: float | None) -> Cell:
     """Return a time in the unit that suits it."""
     if seconds is None:
