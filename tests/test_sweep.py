@@ -127,6 +127,7 @@ def test_a_wrong_recipe_is_refused(values: dict[str, Any], said: str) -> None:
         ({"recipe": "demo/nothing"}, "no such recipe"),
         ({"recipe": "demo/sweep"}, "is no recipe of pretrain or finetune"),
         ({"recipe": "demo/pretrain", "metric": "auroc"}, "auroc is a figure of finetune"),
+        ({"recipe": "demo/pretrain", "metric": "auprc"}, "auprc is a figure of finetune"),
         ({"overrides": {"training.epoch": 2}}, "unknown key training.epoch. Did you mean epochs?"),
         # Wrong for one of two methods only, and not for the first.
         (
@@ -163,6 +164,24 @@ def test_overrides_are_a_list_or_a_mapping_and_keep_the_rest_of_a_section(toy: C
     ):
         recipe = Space.of(toy(overrides=overrides)).example
         assert (recipe.training.epochs, recipe.training.batch_size, recipe.adapters[0].alpha) == (7, 16, 3)
+
+
+def test_any_key_of_a_finetune_recipe_can_be_searched(toy: Callable[..., SweepRecipe]) -> None:
+    from clinstack.sweep.space import Space
+
+    space = {
+        "training.head_learning_rate": {"choices": [0.1, 0.2]},
+        "loss.name": {"choices": ["cross_entropy", "focal"]},
+        "loss.gamma": {"low": 0.0, "high": 4.0, "when": {"loss.name": "focal"}},
+        "adapters.1.rank": {"choices": [3, 5]},
+    }
+    stack = [{"name": "clinical", "path": "runs/x", "trainable": False}, {"name": "task"}]
+    found = Space.of(toy(space=space, overrides={"adapters": stack}, metric="auprc"))
+    values = {"training.head_learning_rate": 0.2, "loss.name": "focal", "loss.gamma": 1.5, "adapters.1.rank": 5}
+    recipe = found.recipe_of(values, Path("-"))
+    assert isinstance(recipe, FinetuneRecipe)
+    assert (recipe.training.head_learning_rate, recipe.loss.gamma, recipe.adapters[1].rank) == (0.2, 1.5, 5)
+    assert recipe.adapters[0].path == "runs/x"
 
 
 LORA = {
@@ -305,6 +324,23 @@ def test_a_key_is_tried_only_where_its_condition_holds(toy: Callable[..., SweepR
 @pytest.fixture(scope="module")
 def _module_sweep() -> dict[str, Path]:
     return {}
+
+
+@pytest.mark.parametrize("metric", ["auroc", "auprc", "loss"])
+def test_a_sweep_chooses_by_the_figure_that_it_is_told(toy: Callable[..., SweepRecipe], metric: str) -> None:
+    """The figure is that of the epoch which the trial keeps, and the best trial has the best of them."""
+    from clinstack.sweep.sweep import sweep
+
+    rates = {"training.learning_rate": {"choices": [0.01, 0.1]}}
+    few = {"adapters": [], "select": "auprc", "training.epochs": 2}
+    run = sweep(toy(metric=metric, trials=2, space=rates, overrides=few))
+    trials: Trials = read_json(run.folder / "trials.json")
+    for trial in trials:
+        history = read_json(run.folder / "trials" / str(trial["number"]) / "metrics.json")["validation"]
+        kept = max(history, key=lambda figures: figures["auprc"])
+        assert trial["value"] == kept[metric]
+    best = (min if metric == "loss" else max)(trial["value"] for trial in trials)
+    assert read_json(run.folder / "metrics.json")["best"]["value"] == best
 
 
 def test_a_sweep_writes_its_trials_and_the_best_recipe(

@@ -382,6 +382,31 @@ def test_gpus_are_counted_among_those_that_the_process_sees() -> None:
         device_names(1, (0, 0), "")
 
 
+WORKER = """
+import importlib.abc, importlib.machinery, multiprocessing, os, sys
+
+class Torch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "torch" else None
+    def create_module(self, spec):
+        print("torch sees", os.environ.get("CUDA_VISIBLE_DEVICES"))
+    def exec_module(self, module):
+        module.set_num_threads = lambda number: print("threads", number)
+
+sys.meta_path.insert(0, Torch())
+from clinstack.study.cells import _start_worker
+print("imported")
+reader, writer = multiprocessing.Pipe(duplex=False)
+_start_worker(multiprocessing.get_context("spawn").Queue(), reader, 3, "5")
+"""
+
+
+def test_a_worker_names_its_gpu_before_torch_is_imported() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run([sys.executable, "-c", WORKER], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["imported", "torch sees 5", "threads 3"]
+
+
 # ---------------------------------------------------------------------- presets
 
 FAIR = ("gema2023/table3-fair", "gema2023/table4-fair", "demo/table3", "demo/table4")
