@@ -455,6 +455,7 @@ def test_a_vocabulary_alone_says_whether_texts_are_lowered(bert: Path, cased: bo
     if not cased:
         return
     (bert / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert find_base(str(bert)).fingerprint != base.fingerprint
     assert load_tokenizer(base)("No")["input_ids"] != tokenizer("No")["input_ids"], "what the files say is done"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ EMBEDDED_ENCODER = "embedded-encoder"
 EMBEDDED_FOLDERS = {EMBEDDED: EMBEDDED_FOLDER, EMBEDDED_ENCODER: Path(__file__).parent / "embedded_encoder"}
 """The bases that come with the package, by name."""
 _FINGERPRINTED = ("*.safetensors", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")
+_TOKENIZER_IN_PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
+"""What decides on tokens beside ``vocab.txt`` where no one file does: merges, and whether texts are lowered."""
 _DESCRIBING = ["*.json", "tokenizer.model", "vocab.txt", "merges.txt"]
 _WANTED = ["*.safetensors", *_DESCRIBING]
 
@@ -81,9 +84,18 @@ def find_base(name: str) -> Base:
             f"{CONVERSION}"
         )
     digest = hashlib.sha256()
-    for file in sorted({path for pattern in _FINGERPRINTED for path in folder.glob(pattern)}):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    whole = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    patterns = _FINGERPRINTED if whole else (*_FINGERPRINTED, *_TOKENIZER_IN_PARTS)
+    for file in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        facts = file.stat()
+        digest.update(f"{file.name} {_file_hash(file, facts.st_size, facts.st_mtime_ns)}\n".encode())
     return Base(name, folder, "sha256:" + digest.hexdigest())
+
+
+@lru_cache(maxsize=64)
+def _file_hash(file: Path, size: int, changed: int) -> str:
+    """Return the hash of a file; once in a process for each size and time of change, for weights are large."""
+    return sha256_file(file)
 
 
 def locate_base(name: str) -> Base:
@@ -221,7 +233,8 @@ def load_network(
     if classes is not None:
         reads.drop_unread(network)
         refuse_without_head(base, network)
-        _begin_head(network, seed)
+        begin_head(network, seed)
+        _drop_out_in_head(network)
     _refuse_random_weights(base, loading, network, is_classifier=classes is not None)
     return network
 
@@ -235,7 +248,7 @@ def refuse_without_head(base: Base, network: PreTrainedModel) -> None:
         )
 
 
-def _begin_head(network: PreTrainedModel, seed: int) -> None:
+def begin_head(network: PreTrainedModel, seed: int) -> None:
     """Give the head its first weights, from its own generator: the same whatever the library drew before."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in head_parameters(network).values():
@@ -245,10 +258,13 @@ def _begin_head(network: PreTrainedModel, seed: int) -> None:
             parameter.data.copy_(weight)
         else:
             parameter.data.zero_()
+
+
+def _drop_out_in_head(network: PreTrainedModel) -> None:
+    """Make an encoder's last dropout part of its head's own call: features that were computed before meet it too."""
     family = encoder_of(network.config)
     if family is not None:
         dropout = network.get_submodule(family.dropout)
-        # Part of the head's own call, so that features which were computed before meet it in training as fresh ones.
         head = network.get_submodule(family.head)
         head.register_forward_pre_hook(lambda _, arguments: (dropout(arguments[0]),))
 

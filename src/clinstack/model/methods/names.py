@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from clinstack.model.families import layers_of
 from clinstack.model.lineage import PEFT_PREFIX
-from clinstack.model.pooling import HeadInput
+from clinstack.model.pooling import BY_CONVENTION, HeadInput
 
 VIRTUAL_TOKENS = "virtual_tokens"
 """Name of the network's part that holds virtual tokens."""
@@ -52,6 +52,8 @@ def idle_tensors(weights: Mapping[str, Tensor], network: PreTrainedModel, reads:
 
     That is every layer above the one that the head reads, and a pooler that an explicit pooling passes by.
     """
+    if reads == BY_CONVENTION:
+        return {}
     idle = {}
     layers, modules = layers_of(network)
     for key, tensor in weights.items():
