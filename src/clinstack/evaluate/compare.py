@@ -123,7 +123,8 @@ def compare(
         {"a": a, "b": b, "task": task, "metric": f"{task}_auroc"}
         | paired_difference(figures[a, task], figures[b, task])
         for a, b in pairs
-        for task in (MACRO, *by_seed)
+        # Of a single task the mean is the task itself: it is one difference, not two to be corrected for.
+        for task in ((MACRO, *by_seed) if len(by_seed) > 1 else by_seed)
         if (a, task) in figures and (b, task) in figures
     ]
     for row in differences:
