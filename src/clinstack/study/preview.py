@@ -13,7 +13,7 @@ from clinstack.study.words import duration
 
 
 def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: int, title: str) -> Table:
-    """Return a row for each base and stack, with cells, trials, tokens and hours.
+    """Return a row for each base and stack, with Runs, trials of their searches, tokens and time.
 
     Parameters
     ----------
@@ -33,12 +33,11 @@ def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: in
     table.add_column("stack", no_wrap=True, overflow="fold")
     for name, foot in (
         ("Runs", f"{runs:,}"),
-        ("searches", f"{sum(one.role == 'search' for one in cells):,}"),
         ("trials", f"{trials:,}"),
         ("tokens", f"{tokens / 1e6:,.1f} M"),
         ("time", duration(total)),
     ):
-        table.add_column(name, footer=foot, justify="right")
+        table.add_column(name, footer=foot, justify="right", no_wrap=True)
     groups: dict[tuple[str, str], list[GridCell]] = {}
     for one in cells:
         groups.setdefault((one.base.name, one.spec.label if one.spec else one.role), []).append(one)
@@ -47,7 +46,6 @@ def cost_table(cells: Sequence[GridCell], costs: Mapping[str, Cost], workers: in
             base,
             stack,
             f"{sum(one.role != 'search' for one in group):,}",
-            f"{sum(one.role == 'search' for one in group):,}",
             f"{sum(_trials(one) for one in group):,}",
             f"{sum(costs[one.cell.name].tokens for one in group) / 1e6:,.1f} M",
             duration(sum(costs[one.cell.name].seconds for one in group)),
