@@ -482,9 +482,9 @@ def recipe_of(base: str, notes: Path, run: Path, **changes: Any) -> FinetuneReci
         ("bert", {}),
         ("modernbert", {"adapters": [{"name": "task", "rank": 2, "dropout": 0.1}], "layer": 2}),
         ("bert", {"adapters": []}),
-        ("bert", {"pooling": "mean", "keep": "both_ends", "max_tokens": 16}),
+        ("bert", {"pooling": "mean", "keep": "chunks", "max_tokens": 16}),
     ],
-    ids=["full", "lora on a lower layer", "head", "mean"],
+    ids=["full", "lora on a lower layer", "head", "mean over chunks"],
 )
 def test_the_stage_trains_it_and_goes_on_after_a_kill(
     bases: Callable[[str], str], tiny_notes: Path, tmp_path: Path, family: str, changes: dict[str, Any]
