@@ -89,6 +89,17 @@ def test_slope_and_intercept_equal_other_optimisers() -> None:
     assert intercept["value"] == pytest.approx(minimize_scalar(loss, tol=1e-12).x, abs=1e-6)
 
 
+def test_slope_of_wildly_wrong_probabilities_is_still_found() -> None:
+    # From so far away Newton's own steps are too long.
+    there, log_odds = truthful(np.random.default_rng(13), 500)
+    claimed = 8 * log_odds - 12
+    slope, _ = recalibration(entries(there, expit(claimed)), weights(500, 50))
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(
+        logit(np.clip(expit(claimed), 1e-12, 1 - 1e-12))[:, None], there
+    )
+    assert slope["value"] == pytest.approx(model.coef_[0, 0], abs=1e-5)
+
+
 def test_one_newton_step_a_resample_gives_the_interval_of_fitting_each_anew() -> None:
     there, log_odds = truthful(np.random.default_rng(2), 600)
     claimed, drawn = 1.4 * log_odds, weights(600, 200, patients=300)

@@ -385,6 +385,20 @@ def test_each_difference_has_p_values_and_a_verdict() -> None:
     json.dumps([result.auroc, result.differences], allow_nan=False)
 
 
+def test_a_difference_that_is_one_of_many_does_not_hold_though_it_would_alone() -> None:
+    stacks = {f"s{seed}": trained(0.9, seed) for seed in range(1, 4)}
+
+    def first_against_head(**tables: pa.Table) -> dict[str, Any]:
+        rows = figures_of(head=trained(0.5, 0), **tables).differences
+        return next(row for row in rows if (row["a"], row["b"], row["task"]) == ("s1", "head", "mortality"))
+
+    alone, among = first_against_head(s1=stacks["s1"]), first_against_head(**stacks)
+    assert alone["p"] == among["p"] <= 0.05 < among["p_holm"]
+    assert among["interval"][0] > 0
+    assert alone["holds"]
+    assert not among["holds"]
+
+
 # Seeds
 
 
