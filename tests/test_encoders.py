@@ -233,6 +233,12 @@ def test_a_layer_is_read_as_a_shorter_model_is(
     assert len(whole.frozen_tensors()) > len(stack.frozen_tensors()), "what is above is not even loaded"
 
 
+@pytest.mark.parametrize("reads", [{"pooling": "max"}, {"layer": 0}])
+def test_what_cannot_be_read_is_refused(bases: Callable[[str], str], mortality: Task, reads: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(reads))}: "):
+        Stack.build(bases("bert"), (), mortality, **reads)
+
+
 def test_a_layer_that_the_base_lacks_is_refused(bases: Callable[[str], str], mortality: Task) -> None:
     with pytest.raises(InputError, match=f"layer: {LAYERS + 1} is above the {LAYERS} layers of .*; use {LAYERS}"):
         Stack.build(bases("bert"), (), mortality, layer=LAYERS + 1)

@@ -30,6 +30,12 @@ class HeadInput:
     pooling: str = "auto"
     layer: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.pooling not in ("auto", *KINDS):
+            raise InputError(f"pooling: {self.pooling!r} is none of auto, {', '.join(KINDS)}.")
+        if self.layer is not None and self.layer < 1:
+            raise InputError(f"layer: {self.layer} is no layer; they are counted from 1.")
+
     def kind(self, config: PreTrainedConfig) -> str:
         """Return the pooling for a base: "last", "first" or "mean".
 
