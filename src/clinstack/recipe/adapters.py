@@ -55,8 +55,8 @@ class AdapterRecipe(Section):
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of layers, also of the input embeddings (``embed_tokens``); or all linear layers below the head. What a base
-    calls otherwise than q_proj, k_proj and v_proj (encoders, Phi-3) is meant by these names too."""
+    """Names of layers, also of the input embeddings (``embed_tokens``); or all linear layers below the head. What a
+    base calls otherwise than q_proj, k_proj and v_proj (encoders, Phi-3) is meant by these names too."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
     """Another rank for layers by the end of their name, such as ``{down_proj: 4}`` or ``{layers.0.mlp.up_proj: 2}``."""
     alpha_pattern: dict[str, int] = Field(default_factory=dict)
