@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from clinstack.notes.read import Examples
 from clinstack.recipe import TrainingRecipe
 from clinstack.tasks import Task
 from clinstack.tokens.documents import Tokens
-from clinstack.tokens.texts import encode_texts
+from clinstack.tokens.texts import EncodedTexts, encode_texts
+
+_encoded_last: tuple[Hashable, dict[str, EncodedTexts]] | None = None
 
 
 class EncodedExamples:
@@ -29,8 +31,8 @@ class EncodedExamples:
     A note is one piece, or several where it is read in chunks: then what the head reads is pooled over its pieces.
     """
 
-    def __init__(self, stack: Stack, task: Task, examples: Examples) -> None:
-        self.encoded = encode_texts(stack.tokenizer, stack.reading, examples.texts, examples.sections)
+    def __init__(self, stack: Stack, task: Task, examples: Examples, encoded: EncodedTexts | None = None) -> None:
+        self.encoded = encoded or encode_texts(stack.tokenizer, stack.reading, examples.texts, examples.sections)
         self.targets = encode_labels(task, examples.labels)
         self.features: Tensor | None = None
         self._stack = stack
@@ -84,6 +86,24 @@ class EncodedExamples:
                 result[batch] = self.logits(batch).float().cpu().numpy()
                 bar.advance(len(batch))
         return world().add_up(result)
+
+
+def encode_splits(
+    stack: Stack, task: Task, examples: Mapping[str, Examples], inputs: Mapping[str, str]
+) -> dict[str, EncodedExamples]:
+    """Encode a task's splits. The tokens of the last call stay at hand, for a sweep's next trial reads the same.
+
+    Parameters
+    ----------
+    inputs : mapping of str to str
+        Hashes of the files that the examples are from.
+    """
+    global _encoded_last
+    key = (stack.base.fingerprint, stack.reading, tuple(sorted(inputs.items())))
+    known = _encoded_last[1] if _encoded_last is not None and _encoded_last[0] == key else {}
+    splits = {name: EncodedExamples(stack, task, split, known.get(name)) for name, split in examples.items()}
+    _encoded_last = key, {name: split.encoded for name, split in splits.items()}
+    return splits
 
 
 def predictions_table(task: Task, examples: dict[str, Examples], logits: dict[str, NDArray[np.float32]]) -> pa.Table:

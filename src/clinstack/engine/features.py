@@ -19,6 +19,7 @@ loses what came after its last one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -35,14 +36,17 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from clinstack.engine.classification import EncodedExamples
 from clinstack.engine.distributed import world
 from clinstack.engine.pieces import ROW_TOKENS, piece_features
 from clinstack.engine.progress import console, progress_bar
-from clinstack.files import replacing_file, write_json, write_text
+from clinstack.files import replacing_file, write_text
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.stack import Stack
+from clinstack.notes.read import read_examples
 from clinstack.tokens.batches import by_length
 from clinstack.tokens.documents import Tokens
+from clinstack.tokens.texts import encode_texts
 
 FORMAT_VERSION = 1
 """Of the files, and of the code that computes features: another one means other features."""
@@ -149,8 +153,10 @@ def compute_features(
     if here.send(everything <= set(rows)):
         rows = here.send(rows)
     else:
-        store = _opened(folders, name, facts) if here.is_main else None
+        store = _opened(folders, name) if here.is_main else None
         with _alone(store):
+            if store is not None:
+                _describe(store, facts)
             pieces = {piece_key(piece): piece for part in wanted for piece in part}
             for part in [] if also is None else also():
                 pieces |= {piece_key(piece): piece for piece in part}
@@ -164,6 +170,32 @@ def compute_features(
             rows = here.send({key: rows[key] for key in everything})
     width = stack.head.in_features
     return [np.stack([rows[key] for key in part]) if part else np.empty((0, width), np.float32) for part in keys]
+
+
+def read_frozen(
+    stack: Stack,
+    encoded: Mapping[str, EncodedExamples],
+    folders: FeatureFolders,
+    description: str,
+    shared_with: Sequence[str] = (),
+) -> None:
+    """Let splits read features instead of running the frozen stack.
+
+    Parameters
+    ----------
+    shared_with : sequence of str
+        Folders of other tasks, whose notes are computed in the same pass where there is something to compute; a note
+        that several have is read once.
+    """
+
+    def pieces_of_others() -> list[list[Tokens]]:
+        splits = [split for folder in shared_with for split in read_examples(Path(folder))[1].values()]
+        return [encode_texts(stack.tokenizer, stack.reading, split.texts, split.sections).pieces for split in splits]
+
+    pieces = [split.encoded.pieces for split in encoded.values()]
+    features = compute_features(stack, pieces, folders, description, pieces_of_others)
+    for split, own in zip(encoded.values(), features, strict=True):
+        split.use_features(own)
 
 
 def _computed(stack: Stack, missing: Mapping[bytes, Tokens], description: str) -> Iterator[dict[bytes, Features]]:
@@ -199,28 +231,33 @@ def _batches(stack: Stack, lengths: Sequence[int]) -> list[list[int]]:
     return list(by_length(lengths, 4 * ROW_TOKENS)) if lengths else []
 
 
-def _opened(folders: FeatureFolders, name: str, facts: dict[str, Any]) -> Path:
+def _opened(folders: FeatureFolders, name: str) -> Path:
     """Return the folder to write in; the one in the Run, with a word, where the notes' cannot be written."""
     try:
-        return _made(folders.notes, name, facts)
+        return _made(folders.notes, name)
     except OSError as error:
         console.print(
             f"[yellow]{folders.notes} cannot be written ({error.strerror}): features are kept in the Run for now, and "
             "other Runs compute them again.",
             soft_wrap=True,
         )
-        return _made(folders.run, name, facts)
+        return _made(folders.run, name)
 
 
-def _made(place: Path, name: str, facts: dict[str, Any]) -> Path:
+def _made(place: Path, name: str) -> Path:
     store = place / name
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not (place / "README.md").is_file():
-        write_text(place / "README.md", _README)
-    if not (store / "stack.json").is_file():
-        write_json(store / "stack.json", facts)
-    with (place / f".{name}.lock").open("a"):  # where a lock can be had, shards can be written
-        return store
+    store.with_name(f".{name}.lock").touch()
+    if not os.access(store, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return store
+
+
+def _describe(store: Path, facts: dict[str, Any]) -> None:
+    """Say what a folder holds, and how to treat it."""
+    for file, text in ((store.parent / "README.md", _README), (store / "stack.json", json.dumps(facts, indent=2))):
+        if not file.is_file():
+            write_text(file, text)
 
 
 @contextmanager

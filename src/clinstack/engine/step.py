@@ -60,9 +60,20 @@ class _Try:
 
 
 def compute_gradients(
-    stack: Stack, state: TrainingState, settings: TrainingRecipe, objective: Objective, batches: Sequence[Sequence[Any]]
+    stack: Stack,
+    state: TrainingState,
+    settings: TrainingRecipe,
+    objective: Objective,
+    batches: Sequence[Sequence[Any]],
+    parameters: dict[str, nn.Parameter] | None = None,
 ) -> tuple[float, float]:
     """Leave in each trainable tensor the clipped gradient of the step's mean loss.
+
+    Parameters
+    ----------
+    parameters : dict of str to Parameter, optional
+        The stack's trainable tensors, where the caller has them at hand: looking for them takes longer than a step of
+        a head alone.
 
     Returns
     -------
@@ -79,9 +90,10 @@ def compute_gradients(
         If a single item does not fit in memory.
     """
     here = world()
-    parameters = stack.trainable_parameters()
+    parameters = stack.trainable_parameters() if parameters is None else parameters
     tensors = list(parameters.values())
-    stack.train()
+    if not stack.network.training:  # as a validation leaves it; telling every module takes a while
+        stack.train()
     while True:
         tried = _forward_and_backward(stack, state, settings, objective, batches, here)
         if tried.out_of_memory:
@@ -130,7 +142,7 @@ def _forward_and_backward(
     here: World,
 ) -> _Try:
     # Each process draws its own dropout, and draws the same again when the step is computed anew.
-    torch.manual_seed(settings.seed * 1_000_003 + state.step + here.rank * 2**40)
+    _begin_random_numbers(settings.seed * 1_000_003 + state.step + here.rank * 2**40)
     tried = _Try(0.0, 0.0, 1, False)
     try:
         for batch in batches:
@@ -157,6 +169,16 @@ def _forward_and_backward(
         tried.loss, tried.weight, failed = here.sum_numbers([tried.loss, tried.weight, float(tried.out_of_memory)])
         tried.out_of_memory = failed > 0
     return tried
+
+
+def _begin_random_numbers(seed: int) -> None:
+    """Set the generators of the CPU and of this process's device.
+
+    `torch.manual_seed` does the same, and keeps a traceback for every other kind of device that it knows of.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
 
 
 def _parts(batch: Sequence[Any], largest: int | None, here: World) -> list[Sequence[Any]]:

@@ -42,12 +42,16 @@ class Tracker:
         merged: dict[int, dict[str, float]] = {}
         for step, figures in self._points:
             merged.setdefault(step, {}).update(figures)
+        writer = getattr(self._inner, "writer", None)  # TensorBoard's
         for step, figures in merged.items():
-            self._inner.log(figures, step=step)
+            if writer is None:
+                self._inner.log(figures, step=step)
+            else:  # accelerate would go to the disk for every step
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, global_step=step)
         self._points = []
-        flush = getattr(getattr(self._inner, "writer", None), "flush", None)
-        if flush is not None:
-            flush()
+        if writer is not None:
+            writer.flush()
 
 
 @contextmanager

@@ -74,12 +74,15 @@ def train(
     objective: Objective,
     description: str,
     on_validation: OnValidation | None = None,
+    *,
+    frozen: str | None = None,
 ) -> TrainingState:
     """Train what the stack's spec calls trainable; afterwards the stack holds the weights of the best validation.
 
     ``on_validation`` gets the number of each validation, from 1, and its figures. When it raises
     `clinstack.run.PrunedError`, training ends there, and so does the Run. A validation that is done again after a kill
-    is handed to it again.
+    is handed to it again. ``frozen`` is the hash of the frozen tensors, where an earlier training of this network has
+    left it in its state.
 
     Raises
     ------
@@ -93,9 +96,10 @@ def train(
     optimizer = build_optimizer(stack, settings)
     check_optimizer(stack, optimizer)
     last, best = run.checkpoints / LAST, run.checkpoints / BEST
-    state = load_checkpoint(last, stack, optimizer) or _begin(stack)
+    state = load_checkpoint(last, stack, optimizer) or _begin(stack, frozen)
     run.rewind_log(state.log_size)
     _say_what_differs(run, state)
+    parameters = stack.trainable_parameters()
     batches: Sequence[Sequence[Any]] = []
     batches_of = -1
     with (
@@ -124,7 +128,7 @@ def train(
             at = (state.step % plan.steps_per_epoch) * settings.accumulate
             chosen = batches[at : at + settings.accumulate]
             began = time.monotonic()
-            loss, norm = compute_gradients(stack, state, settings, objective, chosen)
+            loss, norm = compute_gradients(stack, state, settings, objective, chosen, parameters)
             rate = set_learning_rate(optimizer, state.step, plan.total, settings)
             optimizer.step()
             state.step += 1
@@ -156,11 +160,11 @@ def _prepare(stack: Stack, settings: TrainingRecipe, plan: Plan) -> None:
     stack.begin_training(plan.total)
 
 
-def _begin(stack: Stack) -> TrainingState:
+def _begin(stack: Stack, frozen: str | None) -> TrainingState:
     parameters = WholeTensors(stack.trainable_parameters())
     return TrainingState(
         initial={name: tensors_hash({name: parameters[name]}) for name in parameters},
-        frozen=tensors_hash(WholeTensors(stack.frozen_tensors())),
+        frozen=frozen or tensors_hash(WholeTensors(stack.frozen_tensors())),
         without_gradient=sorted(parameters),
         loss_scale=first_scale(stack),
         threads=torch.get_num_threads(),

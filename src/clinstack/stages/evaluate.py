@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 
 from clinstack.engine.classification import EncodedExamples, predictions_table
 from clinstack.engine.distributed import open_shared_run
+from clinstack.engine.features import FOLDER, FeatureFolders, read_frozen
 from clinstack.engine.language_modelling import losses_table, open_notes
 from clinstack.engine.sharding import place
 from clinstack.errors import InputError
@@ -50,6 +52,7 @@ def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
         if not run.writes:
             return run
         write_json(run.folder / "metrics.json", {recipe.split: metrics})
+        shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
         run.finish(label=stack.label, task=stack.task.name if stack.task else None, stack=summary)
         return run
 
@@ -79,6 +82,9 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
         raise InputError(f"examples: their classes are not those of the stack's task {stack.task.name}.")
     examples = splits[recipe.split]
     encoded = EncodedExamples(stack, task, examples)
+    if stack.backbone_is_frozen:
+        folders = FeatureFolders.of(Path(str(recipe.examples)), run.folder)
+        read_frozen(stack, {recipe.split: encoded}, folders, f"{task.name} {recipe.split}: features")
     logits = encoded.all_logits(recipe.batch_size, f"{task.name} {recipe.split}")
     if not run.writes:
         return {}

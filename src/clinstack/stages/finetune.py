@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from clinstack.engine.checkpoint import BEST
-from clinstack.engine.classification import EncodedExamples, predictions_table
+from clinstack.engine.classification import EncodedExamples, encode_splits, predictions_table
 from clinstack.engine.distributed import open_shared_run
-from clinstack.engine.features import FOLDER, FeatureFolders, compute_features
+from clinstack.engine.features import FOLDER, FeatureFolders, read_frozen
+from clinstack.engine.kept import keep_stack, open_stack
 from clinstack.engine.losses import check_loss, class_weights, classification_loss
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
@@ -34,8 +35,7 @@ from clinstack.notes.read import Examples, examples_files, input_hashes, is_synt
 from clinstack.recipe import FinetuneRecipe, stack_label
 from clinstack.run import Run, adapter_files
 from clinstack.tasks import Task
-from clinstack.tokens.documents import Tokens
-from clinstack.tokens.texts import cut_notes, encode_texts
+from clinstack.tokens.texts import cut_notes
 
 
 class FinetuneObjective:
@@ -86,25 +86,11 @@ class FinetuneObjective:
         return loss, float(weight)
 
 
-def _read_frozen(
-    stack: Stack, encoded: dict[str, EncodedExamples], folders: FeatureFolders, title: str, shared_with: Sequence[str]
-) -> None:
-    """Let all splits read features that are computed once, in one pass with those of other tasks' notes."""
-
-    def pieces_of_others() -> list[list[Tokens]]:
-        splits = [split for folder in shared_with for split in read_examples(Path(folder))[1].values()]
-        return [encode_texts(stack.tokenizer, stack.reading, split.texts, split.sections).pieces for split in splits]
-
-    pieces = [split.encoded.pieces for split in encoded.values()]
-    features = compute_features(stack, pieces, folders, f"{title}: features", pieces_of_others)
-    for split, own in zip(encoded.values(), features, strict=True):
-        split.use_features(own)
-
-
 def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
     """Run the stage, or continue it, and return its finished Run; ``on_validation`` as `train` takes it."""
     folder = Path(recipe.examples)
-    inputs = input_hashes([*examples_files(folder), *adapter_files(recipe.adapters)])
+    tables = input_hashes(examples_files(folder))
+    inputs = tables | input_hashes(adapter_files(recipe.adapters))
     task, examples = read_examples(folder)
     check_loss(task, recipe.loss)
     label = stack_label(recipe.adapters)
@@ -131,15 +117,18 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
 
         with run.timed("prepare"):
             say_notes(check_support(recipe, len(task.classes)).notes)
-            stack = build()
+            opened = open_stack(recipe, task, inputs, build)
+            stack = opened.stack
+            stack.reading = Reading.of(recipe)
             place(stack)
-            encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
+            encoded = encode_splits(stack, task, examples, tables)
             say_notes(cut_notes(stack.reading, encoded["train"].token_counts(), "train"))
             if stack.backbone_is_frozen:
-                _read_frozen(stack, encoded, FeatureFolders.of(folder, run.folder), title, recipe.share_features)
+                folders = FeatureFolders.of(folder, run.folder)
+                read_frozen(stack, encoded, folders, f"{title}: features", recipe.share_features)
             objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, title, on_validation)
+            state = train(stack, run, recipe.training, objective, title, on_validation, frozen=opened.frozen)
         with run.timed("evaluate"):
             logits = {name: encoded[name].all_logits(batch_size, f"{title}: {name}") for name in ("validation", "test")}
             if not run.writes:
@@ -159,5 +148,6 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())
+        keep_stack(opened, state.frozen)
         shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
         return run
