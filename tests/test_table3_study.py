@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -595,6 +598,27 @@ def test_a_later_task_does_not_undo_what_is_done(grid: dict[str, Any]) -> None:
     assert is_done(more[0].cell)
 
 
+def test_the_first_cell_reads_the_notes_of_all_tasks(grid: dict[str, Any], tmp_path: Path) -> None:
+    """The others' trials and seeds, and the cells of a later study with that frozen stack, compute nothing again."""
+    shutil.copytree(grid["notes"], tmp_path / "notes", ignore=shutil.ignore_patterns("features"))
+    for path in (tmp_path / "notes" / "examples" / "diagnoses").glob("*.parquet"):
+        # The texts of all tasks are the same there: then nothing would be left to read.
+        table = pq.read_table(path)
+        texts = pa.array([f"at home {text}" for text in table["text"].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index("text"), "text", texts), path)
+    search = {"space": RATES, "trials": 2, "sampler": "grid"}
+    values = {**grid, "notes": str(tmp_path / "notes"), "specs": grid["specs"][:1], "search": search, "seeds": [0, 1]}
+    kept = tmp_path / "notes" / "features"
+    cells = in_order(ones := grid_cells(parsed(values)), {one.cell.name: 1.0 for one in ones})
+    assert cells[0].cell.name == "tiny/head/mortality/search"
+    assert run_cell(cells[0].cell).failure is None
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
+    assert before
+    for one in cells[1:]:
+        assert run_cell(one.cell).failure is None
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")} == before
+
+
 @pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_stand_in_the_table(grid: dict[str, Any], tmp_path: Path) -> None:
     """Here the pretraining: what needs it never starts."""
@@ -615,19 +639,21 @@ def test_a_cell_that_fails_is_named_and_the_others_stand_in_the_table(grid: dict
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_three_times_ends_with_the_same_table(grid: dict[str, Any], tmp_path: Path) -> None:
-    """By time, with all its workers, wherever they are; at its end it has nothing left to do."""
+    """With all its workers, wherever they are; at its end it has nothing left to do."""
     whole = grid | {"workers": 2, "seeds": [0, 1]}
     run(command(whole | {"run": str(tmp_path / "whole")}, tmp_path))
     words = command(whole, tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for seconds in (25.0, 40.0, 55.0):
+    for begun in (2, 6, 10):
         process = subprocess.Popen(
             words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+        while len(list(Path(grid["run"]).rglob("run.json"))) < begun and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.2 * begun)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert any(not is_done(one.cell) for one in grid_cells(parsed(whole)))
     run(words)
     assert figures(Path(grid["run"])) == figures(tmp_path / "whole")
     done = run(words)
