@@ -12,6 +12,8 @@ from clinstack.report.tables.cells import MISSING, Cell, Table, count
 from clinstack.report.tables.names import task_title
 
 _SPLITS = ("train", "validation", "test")
+_FEW = 5
+"""Classes whose shares are named one by one."""
 
 
 def data_table(data: ReportData) -> Table:
@@ -86,7 +88,10 @@ def _labels(kind: str, split: dict[str, Any]) -> str:
         return f"{sum(counts) / rows:.1f} each; {min(counts):,} to {max(counts):,} a code"
     if kind == "binary":
         return f"{100 * counts[-1] / rows:.1f} % positive"
-    return ", ".join(f"{100 * value / rows:.0f} %" for value in counts)
+    shares = [100 * value / rows for value in counts]
+    if len(shares) > _FEW:
+        return f"{min(shares):.1f} to {max(shares):.1f} % a class"
+    return ", ".join(f"{value:.0f} %" for value in shares)
 
 
 def _source_sentence(sources: dict[str, Any]) -> str:
