@@ -20,7 +20,7 @@ from clinstack.files import read_json
 from clinstack.model.base import EMBEDDED_ENCODER, EMBEDDED_FOLDERS, find_base
 from clinstack.model.explain import explain
 from clinstack.model.lineage import tensors_hash
-from clinstack.model.methods.names import plain_name
+from clinstack.model.methods.names import adapted_attentions, plain_name
 from clinstack.model.pooling import KINDS, pool, pool_flat
 from clinstack.model.stack import Stack
 from clinstack.model.tokenizer import load_tokenizer, tokenizer_repairs
@@ -121,6 +121,21 @@ def test_a_lora_is_that_of_plain_peft(
     opened = PeftModel.from_pretrained(plain(base, stack), tmp_path / "stack" / "task").eval()
     assert torch.allclose(logits(stack, *rows()), logits_of(opened, *rows()), atol=1e-6)
     assert not torch.allclose(logits(stack, *rows()), logits_of(plain(base, stack), *rows()), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_the_head_and_the_lora_are_float32_whatever_the_base_is(
+    bases: Callable[[str], str], mortality: Task, family: str
+) -> None:
+    stack = Stack.build(bases(family), [TASK], mortality, dtype="bfloat16")
+    assert {parameter.dtype for parameter in stack.trainable_parameters().values()} == {torch.float32}
+    assert {parameter.dtype for parameter in stack.frozen_tensors().values() if parameter.is_floating_point()} == (
+        {torch.bfloat16, torch.float32} if family.startswith("modernbert") else {torch.bfloat16}
+    )
+    half = logits(stack, *rows())
+    assert half.dtype == torch.float32
+    whole = logits(Stack.build(bases(family), [TASK], mortality), *rows())
+    assert torch.allclose(half, whole, atol=0.1 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("family", NAMES)
@@ -513,6 +528,7 @@ def test_the_stage_trains_it_and_goes_on_after_a_kill(
     assert tensors_hash(dict(one.network.state_dict())) == tensors_hash(dict(other.network.state_dict()))
     assert read_json(straight.folder / "metrics.json")["test"] == read_json(again.folder / "metrics.json")["test"]
     before = Stack.build(base, (), one.task, pooling=recipe.pooling, layer=recipe.layer)
-    after = {plain_name(key, one.network): value for key, value in one.network.state_dict().items()}
+    attentions = adapted_attentions(one.network)
+    after = {plain_name(key, attentions): value for key, value in one.network.state_dict().items()}
     moved = any(not torch.equal(after[key], value) for key, value in before.frozen_tensors().items())
     assert moved == (one.adapters != () and one.adapters[0].method == "full")

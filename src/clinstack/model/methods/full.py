@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from clinstack.errors import InputError
 from clinstack.model.base import Base, load_network
 from clinstack.model.families import is_heads
-from clinstack.model.methods.names import is_adapters, plain_name
+from clinstack.model.methods.names import adapted_attentions, is_adapters, plain_name
 from clinstack.model.methods.placed import Placed
 from clinstack.model.pooling import HeadInput
 
@@ -121,10 +121,11 @@ class Full(Placed):
         """Return the network's own tensors by their plain names, those that share memory once."""
         own: dict[str, Tensor] = {}
         seen = set()
+        attentions = adapted_attentions(self.network)
         for name, tensor in self.network.state_dict(keep_vars=True).items():
             if self.owns(name) and id(tensor) not in seen:
                 seen.add(id(tensor))
-                own[plain_name(name, self.network)] = tensor
+                own[plain_name(name, attentions)] = tensor
         return own
 
     def _output_key(self) -> str | None:

@@ -95,9 +95,10 @@ class LowRank(Placed):
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights under the names that PEFT gives them in files."""
         tensors = {}
+        attentions = adapted_attentions(self.network)
         for name, tensor in self.network.state_dict().items():
             if self.owns(name) and ".ranknum." not in name:
-                key = plain_name(name, self.network)
+                key = plain_name(name, attentions)
                 # DoRA's magnitudes are a module of their own in PEFT, but not in its files.
                 end = f".{self.name}.weight" if ".lora_magnitude_vector." in key else f".{self.name}"
                 tensors[_PREFIX + key.replace(end, "")] = tensor.detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from peft.tuners.adaption_prompt.layer import _BaseAdaptedAttention
 from torch import Tensor, nn
@@ -39,10 +39,14 @@ def adapted_attentions(network: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in network.named_modules() if isinstance(module, _BaseAdaptedAttention)}
 
 
-def plain_name(name: str, network: nn.Module) -> str:
-    """Return the name that a tensor has where no other adapter is wrapped around its layer."""
+def plain_name(name: str, attentions: Iterable[str]) -> str:
+    """Return the name that a tensor has where no other adapter is wrapped around its layer.
+
+    ``attentions`` are the names of the network's `adapted_attentions`; finding them walks all modules, so it is done
+    once for all tensors.
+    """
     name = name.replace(".base_layer.", ".")
-    for attention in adapted_attentions(network):
+    for attention in attentions:
         name = name.replace(f"{attention}.model.", f"{attention}.")
     return name
 
