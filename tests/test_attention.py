@@ -97,6 +97,18 @@ def test_a_window_shorter_than_the_row_is_kept() -> None:
     torch.testing.assert_close(short[:, 8:], alone)
 
 
+def test_a_window_wider_than_every_document_needs_no_mask_however_long_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = states(1, 2, 9), states(1, 2, 9), states(1, 2, 9)
+    mask = boundaries_mask(positions([[4, 5]]))
+    plain, _ = documents_attention(torch.nn.Identity(), query, key, value, mask)
+    monkeypatch.setattr("clinstack.model.attention._dense_mask", None)
+    windowed, _ = documents_attention(torch.nn.Identity(), query, key, value, mask, sliding_window=5)
+    assert torch.equal(windowed, plain)
+    with pytest.raises(TypeError):
+        documents_attention(torch.nn.Identity(), query, key, value, mask, sliding_window=4)
+
+
 def test_a_stack_on_the_cpu_uses_it_and_gives_what_the_mask_gives(
     tiny_base: Path, perturbed: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from clinstack.engine.features import FeatureFolders, compute_features
 from clinstack.files import read_json
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe, EvaluateRecipe, FinetuneRecipe, parse_recipe
-from clinstack.run import Run
+from clinstack.run import PrunedError, Run
 from clinstack.stages.evaluate import evaluate
 from clinstack.stages.finetune import finetune
 from clinstack.tasks import Task
@@ -343,3 +343,19 @@ def test_the_next_run_on_the_same_frozen_stack_builds_none_and_gives_the_same_bi
     run("trains", adapters=[{"name": "task", "rank": 2, "alpha": 4}])
     run("trains again", adapters=[{"name": "task", "rank": 2, "alpha": 4}])
     assert len(built) == 6
+
+
+def test_a_trial_that_is_given_up_leaves_its_stack_to_the_next(
+    tiny_base: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(number: int, figures: dict[str, float]) -> None:
+        raise PrunedError
+
+    for name in ("first", "second"):
+        with pytest.raises(PrunedError):
+            finetune(recipe(tiny_base, notes, tmp_path / name), on_validation=give_up)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "build", None)
+        third = finetune(recipe(tiny_base, notes, tmp_path / "third"))
+    monkeypatch.setattr(kept, "_kept", None)
+    assert scores(third) == scores(finetune(recipe(tiny_base, notes, tmp_path / "anew")))

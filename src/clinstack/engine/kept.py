@@ -66,8 +66,12 @@ def open_stack(recipe: FinetuneRecipe, task: Task, inputs: Mapping[str, str], bu
     return taken
 
 
-def keep_stack(opened: KeptStack, frozen: str) -> None:
-    """Keep a stack for the next Run of this process, after a training that left all below its head as it was."""
+def keep_stack(opened: KeptStack, frozen: str | None) -> None:
+    """Keep a stack for the next Run of this process, if nothing below its head trains.
+
+    ``frozen`` is the hash of its frozen tensors before any training; each training that comes to its end is held
+    against it, so nothing that changed them stays unseen.
+    """
     global _kept
     if opened.stack.backbone_is_frozen and world().size == 1:
         opened.frozen, _kept = frozen, opened

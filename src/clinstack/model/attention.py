@@ -102,7 +102,8 @@ def documents_attention(
         return result
     lengths = attention_mask.flatten()
     window = kwargs.get("sliding_window")
-    is_windowed = window is not None and window < query.shape[2]
+    # A window hides nothing within documents that are shorter.
+    is_windowed = window is not None and window < query.shape[2] and window < int(lengths.max())
     if dropout or is_windowed or query.dtype != torch.float32:
         mask = _dense_mask(lengths, query.shape[0], query.shape[2], window)
         return documents_attention(module, query, key, value, mask, dropout, scaling, **kwargs)

@@ -33,7 +33,7 @@ from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
 from clinstack.recipe import FinetuneRecipe, stack_label
-from clinstack.run import Run, adapter_files
+from clinstack.run import PrunedError, Run, adapter_files
 from clinstack.tasks import Task
 from clinstack.tokens.texts import cut_notes
 
@@ -128,7 +128,11 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
                 read_frozen(stack, encoded, folders, f"{title}: features", recipe.share_features)
             objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, title, on_validation, frozen=opened.frozen)
+            try:
+                state = train(stack, run, recipe.training, objective, title, on_validation, frozen=opened.frozen)
+            except PrunedError:
+                keep_stack(opened, opened.frozen)
+                raise
         with run.timed("evaluate"):
             logits = {name: encoded[name].all_logits(batch_size, f"{title}: {name}") for name in ("validation", "test")}
             if not run.writes:
