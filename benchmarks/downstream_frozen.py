@@ -167,6 +167,9 @@ def check(work: Path, spec: str) -> dict[str, float]:
         forget_features(work, CHECK_KIND)
         with contextlib.nullcontext() if name == "features" else never_frozen():
             run = finetune(recipe)
+        kept = (work / CHECK_KIND / "features").exists()
+        if kept != (name == "features"):
+            raise AssertionError(f"{spec}, {name}: features were {'' if kept else 'not '}kept")
         rows = pq.read_table(run.folder / "predictions.parquet").to_pylist()
         logits[name] = torch.tensor([row["score"] for row in rows if row["split"] == "test"])
         figures[name] = read_json(run.folder / "metrics.json")["test"]

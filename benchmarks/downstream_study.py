@@ -36,9 +36,13 @@ def trials_of(search: Any) -> list[Any]:
 
 def train_searches(study: Path, part: int, parts: int, most: int | None) -> dict[str, Any]:
     """Train, and return CPU seconds of the process's start, of each trial, and the test AUROCs."""
+    import peft  # noqa: F401
+    import sklearn.metrics  # noqa: F401
     import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
     from published_classifier import open_cell
 
+    # All that the loop imports is there now.
     started = time.process_time()
     torch.set_num_threads(1)
     trials = []
