@@ -8,6 +8,7 @@ and ``{"do": "sweep"}`` run the real stage and the real sweep; nothing is left o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import PropertyMock, patch
+
+from downstream_arms import import_all
 
 EPOCHS = 10
 TRIALS = 20
@@ -206,6 +209,10 @@ def take_turns(way: str, work: Path) -> None:
     # Whatever libraries print goes to stderr; answers go where stdout was.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    import_all()
+    importlib.import_module("clinstack.sweep.sweep")
+    importlib.import_module("optuna")
+    answers.write(json.dumps({"ready": True}) + "\n")
     passes: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {}
     for line in sys.stdin:
         question = json.loads(line)
