@@ -250,7 +250,7 @@ def crash(*args: Any, **kwargs: Any) -> None:
         "clinstack.engine.trainer.load_tensors",
         "clinstack.stages.finetune.predictions_table",
         "clinstack.stages.finetune.pq.write_table",
-        "clinstack.stages.finetune.classification_metrics",
+        "clinstack.stages.finetune.measure_classifier",
         "clinstack.model.saving.save_file",
         "clinstack.model.stack.Stack.save",
         "clinstack.stages.finetune.write_json",

@@ -396,11 +396,13 @@ def test_a_sweep_writes_its_trials_and_the_best_recipe(
 def test_the_winner_does_not_depend_on_the_test_patients(
     toy: Callable[..., SweepRecipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from clinstack.evaluate.classification import Measured
     from clinstack.stages import finetune
     from clinstack.sweep.sweep import sweep
 
     honest = sweep(toy("honest", metric="loss"))
-    monkeypatch.setattr(finetune, "classification_metrics", lambda *_: {"primary": "macro", "macro": {"value": -5.0}})
+    worst = Measured({"test": {"primary": "macro", "macro": {"value": -5.0}}, "validation": {}}, None)
+    monkeypatch.setattr(finetune, "measure_classifier", lambda *_: worst)
     assert plain(sweep(toy("blind", metric="loss")).folder) == plain(honest.folder)
     trials = plain(honest.folder)
     assert read_json(honest.folder / "metrics.json")["best"]["value"] == min(trial["value"] for trial in trials)

@@ -13,6 +13,9 @@ from clinstack.report.tables.outcomes import auroc_table, difference_table
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+_HEAD = 30
+"""Columns of a terminal for the head of a row."""
+
 
 def console_tables(summary: Summary) -> list[RichTable]:
     """Return the Table-2-like and Table-3-like tables and the paired differences, those that are not empty.
@@ -36,7 +39,9 @@ def rich_table(table: Table, caveat: str) -> RichTable:
     shown = NewTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.min_width = len(title) + 1  # a title is otherwise broken at the width of its table
     single = len(table.columns) == 2
-    shown.add_column(table.columns[0], no_wrap=True)
+    # A long head, such as that of a base's row, goes over several lines before a figure is cut.
+    long = max((len(name) for name, _ in table.rows), default=0) > _HEAD
+    shown.add_column(table.columns[0], no_wrap=not long, max_width=_HEAD if long else None)
     for column in [*table.columns[1:], *(["95 % interval"] if single else [])]:
         shown.add_column(column, justify="right")
     for place, (name, cells) in enumerate(table.rows):
