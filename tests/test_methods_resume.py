@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from test_resume import (
     STEPS,
     Start,
     assert_as_if_nothing_had_happened,
+    has_logged,
     kill_when,
     recipe_into,
     start,
-    steps_logged,
     to_the_end,
 )
 
@@ -67,8 +68,8 @@ def test_killed_twice_every_method_ends_as_if_nothing_had_happened(
     killed = recipe_into(tmp_path, "pretrain", run)
     chance = random.Random(spec)
     moments = sorted(chance.sample(range(4, STEPS - 3), 2))
-    for moment in moments:
-        kill_when(start(killed), lambda moment=moment: steps_logged(run) >= moment, chance.uniform(0, 0.02))  # type: ignore[misc]
+    for number, moment in enumerate(moments, start=1):
+        kill_when(start(killed), partial(has_logged, run, number, moment), chance.uniform(0, 0.02))
         assert read_json(run / "run.json")["status"] == "running"
     to_the_end(start(killed))
     assert_as_if_nothing_had_happened(run, straight, len(moments) + 1)

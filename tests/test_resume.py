@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ def steps_logged(run: Path) -> int:
     return sum(b'"loss"' in line for line in log.read_bytes().splitlines()) if log.exists() else 0
 
 
+def has_logged(run: Path, start: int, steps: int) -> bool:
+    """Whether a start has opened the Run and steps are logged: a late kill leaves a log beyond the next moment."""
+    record = run / "run.json"
+    return record.exists() and read_json(record)["starts"] == start and steps_logged(run) >= steps
+
+
 def kill_when(process: BaseProcess, moment: Callable[[], bool], delay: float = 0.0) -> None:
     """Kill a process when a moment has come and some time has passed; it must not have ended by itself."""
     end = time.monotonic() + LIMIT
@@ -176,9 +183,9 @@ def test_killed_at_random_moments_a_run_ends_as_if_nothing_had_happened(
     run = tmp_path / name
     recipe = recipe_into(recipes, name, run)
     moments = sorted(chance.sample(range(1, STEPS - 3), 3))
-    for moment in moments:
+    for number, moment in enumerate(moments, start=1):
         process = start(recipe)
-        kill_when(process, lambda moment=moment: steps_logged(run) >= moment, chance.uniform(0, 0.02))  # type: ignore[misc]
+        kill_when(process, partial(has_logged, run, number, moment), chance.uniform(0, 0.02))
         assert read_json(run / "run.json")["status"] == "running"
         assert not (run / "metrics.json").exists()
     to_the_end(start(recipe))

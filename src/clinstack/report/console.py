@@ -13,7 +13,7 @@ from clinstack.report.tables.outcomes import auroc_table, difference_table
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_HEAD = 30
+_HEAD = 34
 """Columns of a terminal for the head of a row."""
 
 
