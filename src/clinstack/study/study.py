@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
-
-from rich.console import Console
 
 from clinstack.engine.progress import console
 from clinstack.errors import InputError
@@ -23,6 +20,7 @@ from clinstack.study.grid import GridCell, check_equal_budgets, grid_cells
 from clinstack.study.overrides import joined, resolved_recipe
 from clinstack.study.preview import cost_table
 from clinstack.study.record import write_record
+from clinstack.study.reporting import Written
 from clinstack.study.schedule import in_order
 from clinstack.study.support import check_cells, check_grid
 from clinstack.study.table2 import write_table2
@@ -31,25 +29,6 @@ EMBEDDED = "embedded"
 ENCODER = "embedded-encoder"
 _OF_THE_USER = ("run", "notes", "tasks", "seeds", "only", "workers", "devices", "evaluation", "common")
 """Keys of a study that stay where another study's cells stand in for its own."""
-
-
-class StudyPaths(Protocol):
-    """What a study wrote at its end."""
-
-    @property
-    def html(self) -> Path:
-        """The page."""
-
-    @property
-    def markdown(self) -> Path:
-        """The same tables as Markdown."""
-
-    @property
-    def json(self) -> Path:
-        """And as JSON."""
-
-    def show(self, console: Console) -> None:
-        """Print the tables."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ class Means:
     devices: tuple[str, ...]
 
 
-def study(recipe: StudyRecipe, *, fresh: bool = False) -> StudyPaths:
+def study(recipe: StudyRecipe, *, fresh: bool = False) -> Written:
     """Run the cells of a study that are not done, and write its table.
 
     Parameters
@@ -116,7 +95,7 @@ def study(recipe: StudyRecipe, *, fresh: bool = False) -> StudyPaths:
     return paths
 
 
-def _run_grid(recipe: StudyRecipe, fresh: bool) -> StudyPaths:
+def _run_grid(recipe: StudyRecipe, fresh: bool) -> Written:
     cells = grid_cells(recipe)
     if recipe.equal_budgets:
         check_equal_budgets(cells)
@@ -145,7 +124,7 @@ def _run_grid(recipe: StudyRecipe, fresh: bool) -> StudyPaths:
             fail_if_any(outcomes, "the study")
         from clinstack.report.study_report import write_study_report
 
-        paths: StudyPaths = write_study_report(root, recipe.evaluation, failures)
+        paths: Written = write_study_report(root, recipe.evaluation, failures)
         if failures:
             paths.show(console)
         fail_if_any(outcomes, "the study")
