@@ -7,17 +7,15 @@ import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from multiprocessing import get_context
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clinstack import __version__
 from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory
-from clinstack.processes import end_with_parent
+from clinstack.processes import WorkerKilledError, WorkerPool, worker_pool
 
 if TYPE_CHECKING:
     from clinstack.notes.cohort.chunk import Chunk, Lines, Plan
@@ -116,7 +114,7 @@ def write_cohort(
                 files[name].write((",".join(f'"{column}"' for column in columns) + "\n").encode())
             _append(files, counts, _title_lines())
             done = 0
-            for chunk in stack.enter_context(_Chunks(plan, workers)):
+            for chunk in stack.enter_context(_chunks(plan, workers)):
                 _collect(planted, chunk.planted, counts)
                 _append(files, counts, chunk.lines)
                 subjects += chunk.subjects
@@ -250,43 +248,33 @@ def _write_split_lists(folder: Path, subjects: list[int], planted: Planted, seed
         (folder / f"mimic_{name}.csv").write_text(text, encoding="utf-8")
 
 
-class _Chunks:
-    """The parts of a cohort in order, drawn by some worker processes or, with one worker, in this one."""
+@contextmanager
+def _chunks(plan: Plan, workers: int) -> Iterator[Iterator[Chunk]]:
+    """Yield the parts of a cohort in order, drawn by some worker processes or, with one worker, in this one."""
+    from clinstack.notes.cohort.chunk import draw_chunk
 
-    def __init__(self, plan: Plan, workers: int) -> None:
-        self._plan = plan
-        self._pool = None
-        if workers > 1:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
-        self._ahead = 2 * workers
+    if workers == 1:
+        yield (draw_chunk(plan, first, end) for first, end in _parts(plan))
+        return
+    try:
+        with worker_pool(workers) as pool:
+            yield _drawn_ahead(plan, pool, 2 * workers)
+    except WorkerKilledError:
+        raise InputError("a worker process was killed, perhaps for want of memory; use fewer workers.") from None
 
-    def __enter__(self) -> Iterator[Chunk]:
-        return self._inline() if self._pool is None else self._pooled(self._pool)
 
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+def _drawn_ahead(plan: Plan, pool: WorkerPool, ahead: int) -> Iterator[Chunk]:
+    from clinstack.notes.cohort.chunk import draw_chunk
 
-    def _parts(self) -> Iterator[tuple[int, int]]:
-        for first in range(0, self._plan.patients, _PATIENTS_AT_ONCE):
-            yield first, min(first + _PATIENTS_AT_ONCE, self._plan.patients)
+    waiting: deque[Future[Chunk]] = deque()
+    for first, end in _parts(plan):
+        waiting.append(pool.submit(draw_chunk, plan, first, end))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
-    def _inline(self) -> Iterator[Chunk]:
-        from clinstack.notes.cohort.chunk import draw_chunk
 
-        for first, end in self._parts():
-            yield draw_chunk(self._plan, first, end)
-
-    def _pooled(self, pool: ProcessPoolExecutor) -> Iterator[Chunk]:
-        from clinstack.notes.cohort.chunk import draw_chunk
-
-        waiting: deque[Future[Chunk]] = deque()
-        try:
-            for first, end in self._parts():
-                waiting.append(pool.submit(draw_chunk, self._plan, first, end))
-                if len(waiting) > self._ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise InputError("a worker process was killed, perhaps for want of memory; use fewer workers.") from None
+def _parts(plan: Plan) -> Iterator[tuple[int, int]]:
+    for first in range(0, plan.patients, _PATIENTS_AT_ONCE):
+        yield first, min(first + _PATIENTS_AT_ONCE, plan.patients)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,7 +24,7 @@ from clinstack.notes.sections.find import (
 )
 from clinstack.notes.sections.headers import ADMISSION_SECTIONS
 from clinstack.notes.text_store import TextStore
-from clinstack.processes import worker_pool
+from clinstack.processes import WorkerPool, worker_pool
 
 _BATCH = 256
 _WORTH_PROCESSES = 4000
@@ -229,7 +228,7 @@ def _mapper(admissions: int) -> Iterator[_Mapper]:
 
 @dataclass(frozen=True)
 class _Mapper:
-    pool: ProcessPoolExecutor | None
+    pool: WorkerPool | None
 
     def __call__(self, batches: Iterator[list[str]], admission_only: bool) -> Iterator[list[_Cut]]:
         if self.pool is None:
