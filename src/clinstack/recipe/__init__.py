@@ -1,9 +1,11 @@
 """Recipes: one YAML file is one stage. Validated without importing torch; unknown keys are errors with a suggestion."""
 
 from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
+from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
+from clinstack.recipe.prompt import PromptRecipe
 from clinstack.recipe.reading import (
     PRESETS,
     STAGES,
@@ -28,11 +30,13 @@ __all__ = [
     "RESERVED_ADAPTER_NAMES",
     "STAGES",
     "AdapterRecipe",
+    "EndpointRecipe",
     "EvaluateRecipe",
     "EvaluationRecipe",
     "FinetuneRecipe",
     "LossRecipe",
     "PretrainRecipe",
+    "PromptRecipe",
     "Section",
     "SpaceEntry",
     "StageRecipe",
