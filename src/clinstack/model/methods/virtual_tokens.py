@@ -214,7 +214,7 @@ class VirtualTokens(Placed):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=self._cache(len(input_ids)),
+            past_key_values=self.cache(len(input_ids)),
             use_cache=False,
         )
         return cast(Tensor, output.last_hidden_state)
@@ -226,7 +226,7 @@ class VirtualTokens(Placed):
         tokens = torch.arange(self.count, device=self._module.embedding.weight.device)
         return cast(Tensor, self._module(tokens[None])[0])
 
-    def _cache(self, rows: int) -> DynamicCache:
+    def cache(self, rows: int) -> DynamicCache:
         """Return the prefix as each layer's keys and values, as PEFT lays them out."""
         heads = self._config.num_attention_heads
         states = self._computed().to(self.network.dtype)
