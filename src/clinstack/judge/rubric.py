@@ -43,17 +43,13 @@ class Rubric:
         Raises
         ------
         InputError
-            The file is missing, is not UTF-8, lacks a place or names one that does not exist.
+            The file is not UTF-8, lacks a place or names one that does not exist.
         """
         file = SHIPPED if path is None else path
         try:
             text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise InputError(
-                f"rubric: {file} is missing; copy the shipped one with `clinstack judge --copy-rubric FILE`."
-            ) from None
-        except (UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(f"rubric: {file} is not a text file in UTF-8 ({type(error).__name__}).") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"rubric: {file}: byte {error.start} is not UTF-8.") from None
         places = _PLACE.findall(text)
         missing = [name for name in NEEDED if name not in places]
         if missing:

@@ -4,6 +4,7 @@ from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, sta
 from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
+from clinstack.recipe.judge import JudgeRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.prompt import PromptRecipe
 from clinstack.recipe.reading import (
@@ -34,6 +35,7 @@ __all__ = [
     "EvaluateRecipe",
     "EvaluationRecipe",
     "FinetuneRecipe",
+    "JudgeRecipe",
     "LossRecipe",
     "PretrainRecipe",
     "PromptRecipe",
