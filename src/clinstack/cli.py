@@ -107,6 +107,10 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
         result |= {f"{split} {name}": value for name, value in _decision_figures(figures).items()}
         for item in figures.get("differences", []):
             result[f"{split} difference, {item['metric']}"] = _figure(item, "+")
+    if "judge" in metrics:
+        from clinstack.report.judged import judge_figures
+
+        result |= judge_figures(metrics)
     return result
 
 
@@ -173,6 +177,38 @@ def evaluate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = 
     from clinstack.stages.evaluate import evaluate as stage
 
     show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def judge(
+    arguments: Arguments = None,
+    copy_rubric: Annotated[
+        Path | None, typer.Option(help="Only write the shipped rubric to this file, to change it.")
+    ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Notes and answers may be sent to a host beyond this network.")
+    ] = False,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Have a language model grade the answers of several Runs, blind and in several orders."""
+    if copy_rubric is not None:
+        from clinstack.judge.rubric import copy_shipped
+
+        copy_shipped(copy_rubric)
+        console.print(f"{escape(str(copy_rubric))} is yours to change; name it as rubric=.")
+        return
+    recipe = read_recipe([*(arguments or []), *["endpoint.allow_remote=true"] * allow_remote], "judge")
+    from clinstack.report.judged import estimate_sentence
+    from clinstack.stages.judge import judge as stage
+
+    def announce(estimate: dict[str, Any], warning: str | None) -> None:
+        if warning:
+            _errors.print(f"[bold red]{escape(warning)}", soft_wrap=True)
+        _errors.print(estimate_sentence(estimate), highlight=False, soft_wrap=True)
+
+    run = stage(recipe, fresh=fresh, announce=announce)  # type: ignore[arg-type]  # read_recipe checked the stage
+    show_run(run, as_json)
 
 
 @app.command()

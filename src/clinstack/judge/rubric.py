@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clinstack.errors import InputError
+from clinstack.files import write_text
 
 SHIPPED = Path(__file__).parent / "rubric.txt"
 GRADES = (1, 2, 3, 4)
@@ -93,3 +94,16 @@ def reminder(count: int) -> str:
         f"\n\nYour last reply could not be read. The first line must hold exactly {count} whole numbers from 1 to 4 "
         f"and nothing else, in a form such as: {numbers}"
     )
+
+
+def copy_shipped(to: Path) -> None:
+    """Write the shipped rubric to a file of the user's.
+
+    Raises
+    ------
+    InputError
+        The file exists.
+    """
+    if to.exists():
+        raise InputError(f"{to} exists; name another file.")
+    write_text(to, SHIPPED.read_text(encoding="utf-8"))
