@@ -32,6 +32,7 @@ from clinstack.model.methods.full import Full
 from clinstack.model.pooling import HeadInput
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
+from clinstack.tokens.prompts import Prompt
 
 if TYPE_CHECKING:
     from clinstack.model.stack import Stack
@@ -95,6 +96,7 @@ def save_stack(stack: Stack, folder: Path) -> None:
                 **stack.reading.to_dict(),
                 "pooling": stack.reads.pooling,
                 "layer": stack.layer,
+                **({} if stack.prompt is None else {"prompt": stack.prompt.to_dict()}),
                 **({} if stack.task else {"max_tokens": stack.max_tokens}),
                 "probe": probe_output(stack).tolist(),
             },
@@ -192,6 +194,22 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise InputError(f"{file} is damaged; evaluate the Run again, or remove it to go without calibration.")
     return values
+
+
+def read_prompt(folder: Path, record: dict[str, Any]) -> Prompt | None:
+    """Return the prompt that ``stack.json`` records; None for a stack that was not trained on instructions.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    if record.get("prompt") is None:
+        return None
+    try:
+        return Prompt.from_dict(record["prompt"])
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder / 'stack.json'}: its prompt is damaged; train the stack again.") from None
 
 
 def _read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource]) -> dict[str, Tensor]:

@@ -31,18 +31,19 @@ from clinstack.model.base import EMBEDDED, find_base, load_tokenizer
 from clinstack.model.building import Parts, assemble, count_numbers, read_sources
 from clinstack.model.families import backbone, encoder_of, head_of, head_parameters
 from clinstack.model.lineage import StackedOn, read_stack_record, stack_folder, tensors_hash
-from clinstack.model.methods.adalora import RankBudget
 from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
 from clinstack.model.methods.placed import Placed
 from clinstack.model.methods.virtual_tokens import VirtualTokens
 from clinstack.model.pooling import HeadInput, pool
 from clinstack.model.reading import Reading
-from clinstack.model.saving import load_parts, read_calibration, save_stack
+from clinstack.model.saving import load_parts, read_calibration, read_prompt, save_stack
+from clinstack.model.training_hooks import TrainingHooks
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
+from clinstack.tokens.prompts import Prompt
 
 
-class Stack:
+class Stack(TrainingHooks):
     """A base with its adapters and head, ready to train or to predict. Build it with `Stack.build` or `Stack.load`.
 
     Attributes
@@ -67,6 +68,8 @@ class Stack:
         What of the base the head reads, as the recipe says it; `pooling` and `layer` are what that comes to.
     calibration : dict or None
         How scores become probabilities, fitted on validation notes.
+    prompt : Prompt or None
+        What a language model that follows instructions was trained to read.
     """
 
     def __init__(self, parts: Parts, max_tokens: int = 512) -> None:
@@ -81,6 +84,7 @@ class Stack:
         self.reading = Reading()
         self.reads = parts.reads
         self.calibration: dict[str, Any] | None = None
+        self.prompt: Prompt | None = None
         self._placed = parts.placed
         self.settle()
 
@@ -166,7 +170,7 @@ class Stack:
         parts = load_parts(folder, record, base, dtype, quantize)
         stack = cls._checked(parts)
         stack.max_tokens, stack.reading = record["max_tokens"], Reading.from_dict(record)
-        stack.calibration = read_calibration(folder)
+        stack.calibration, stack.prompt = read_calibration(folder), read_prompt(folder, record)
         if (parts.dtype, parts.quantize) == (record["base"]["dtype"], record["base"].get("quantize", "none")):
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()
@@ -418,38 +422,6 @@ class Stack:
             self.network.activation_checkpointing_enable({"use_reentrant": False})
         except ValueError as error:
             raise InputError(f"training.gradient_checkpointing: {str(error).splitlines()[0]}") from None
-
-    def begin_training(self, total_steps: int) -> None:
-        """Tell the methods how many optimizer steps there will be; an InputError if AdaLoRA's schedule does not fit."""
-        parameters = dict(self.network.named_parameters())
-        for adapter in self._placed:
-            if isinstance(adapter, LowRank) and adapter.method == "adalora" and adapter.trainable:
-                adapter.budget = RankBudget(adapter.name, parameters, cast(Any, adapter.config()), total_steps)
-
-    def after_step(self, step: int) -> None:
-        """Let the methods work after the optimizer's step (numbered from 1), while its gradients are still there."""
-        for budget in self._budgets().values():
-            budget.after_step(step)
-
-    def penalty(self) -> Tensor | None:
-        """Return what the methods add to a step's mean loss (AdaLoRA's orthogonality): a scalar, or None."""
-        found = [penalty for budget in self._budgets().values() if (penalty := budget.penalty()) is not None]
-        return torch.stack(found).sum() if found else None
-
-    def method_state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must keep beside the trainable tensors, by name."""
-        return {
-            f"{name}/{key}": value for name, budget in self._budgets().items() for key, value in budget.state().items()
-        }
-
-    def load_method_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore `method_state`, after `begin_training`."""
-        for name, budget in self._budgets().items():
-            budget.load_state({key.removeprefix(f"{name}/"): value for key, value in tensors.items()})
-
-    def _budgets(self) -> dict[str, RankBudget]:
-        found = {adapter.name: adapter.budget for adapter in self._placed if isinstance(adapter, LowRank)}
-        return {name: budget for name, budget in found.items() if budget is not None}
 
     # ------------------------------------------------------------------ saving
 
