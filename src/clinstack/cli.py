@@ -101,6 +101,8 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
         chosen = {name: figures[name]["perplexity"] for name in ("base", "adapted") if name in figures}
         if "primary" in figures:
             chosen = {figures["primary"]: figures[figures["primary"]], "auprc": figures["auprc"]}
+        if "token_f1" in figures:
+            chosen = {name: figures[name] for name in _OF_ANSWERS if name in figures}
         for name, figure in chosen.items():
             kind = "perplexity, " if name in {"base", "adapted"} else ""
             result[f"{split} {kind}{name}"] = _figure(figure, "")
@@ -112,6 +114,9 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
 
         result |= judge_figures(metrics)
     return result
+
+
+_OF_ANSWERS = ("token_f1", "exact_match", "rougeL", "grounding", "refusal_sensitivity", "refusal_specificity")
 
 
 def _decision_figures(figures: dict[str, Any]) -> dict[str, str]:
@@ -209,6 +214,15 @@ def judge(
 
     run = stage(recipe, fresh=fresh, announce=announce)  # type: ignore[arg-type]  # read_recipe checked the stage
     show_run(run, as_json)
+
+
+@app.command()
+def generate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Answer the questions of instructions with a saved stack or an untouched base, and measure the answers."""
+    recipe = read_recipe(arguments, "generate")
+    from clinstack.stages.generate import generate as stage
+
+    show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
 
 
 @app.command()

@@ -4,6 +4,7 @@ from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, sta
 from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
+from clinstack.recipe.generate import DecodingRecipe, GenerateRecipe
 from clinstack.recipe.judge import JudgeRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.prompt import PromptRecipe
@@ -31,10 +32,12 @@ __all__ = [
     "RESERVED_ADAPTER_NAMES",
     "STAGES",
     "AdapterRecipe",
+    "DecodingRecipe",
     "EndpointRecipe",
     "EvaluateRecipe",
     "EvaluationRecipe",
     "FinetuneRecipe",
+    "GenerateRecipe",
     "JudgeRecipe",
     "LossRecipe",
     "PretrainRecipe",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from clinstack.errors import InputError
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe
+from clinstack.recipe.generate import GenerateRecipe
 from clinstack.recipe.judge import JudgeRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
@@ -26,6 +27,7 @@ STAGES: dict[str, type[StageRecipe]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
     "evaluate": EvaluateRecipe,
+    "generate": GenerateRecipe,
     "judge": JudgeRecipe,
     "sweep": SweepRecipe,
     "study": StudyRecipe,
