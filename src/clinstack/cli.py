@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from clinstack import (
     __version__,
+    cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
 from clinstack.cli_prepare import prepare_app
@@ -157,6 +158,27 @@ def finetune(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = 
     """Train a classifier head, and a task adapter where the stack has one."""
     recipe = read_recipe(arguments, "finetune")
     from clinstack.stages.finetune import finetune as stage
+
+    show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def align(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Teach a stack to prefer better answers, by pairs of a preferred and a rejected one (DPO)."""
+    recipe = read_recipe(arguments, "align")
+    from clinstack.stages.align import align as stage
+
+    run = stage(recipe, fresh=fresh)  # type: ignore[arg-type]  # read_recipe checked the stage
+    if not as_json:
+        cli_preferences.show_alignment(run)
+    show_run(run, as_json)
+
+
+@app.command()
+def instruct(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Teach a language model to answer questions about notes; only answers are trained."""
+    recipe = read_recipe(arguments, "instruct")
+    from clinstack.stages.instruct import instruct as stage
 
     show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
 

@@ -16,106 +16,29 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped]
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from trl.trainer.dpo_config import DPOConfig
-from trl.trainer.dpo_trainer import DPOTrainer
 
+from clinstack.engine.log_probabilities import PairScores, token_log_probabilities
 from clinstack.errors import InputError
 from clinstack.model.stack import Stack
-from clinstack.recipe import AdapterRecipe
 from clinstack.recipe.align import AlignRecipe
-from clinstack.tokens.batches import pad
+from clinstack.tokens.preferences import Pair
 
-IGNORED = -100
-_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 26}
-"""Logits at once, as in `clinstack.engine.next_token`."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt's two answers in tokens.
-
-    Parameters
-    ----------
-    prompt, chosen, rejected : list of int
-        The answers with their end token.
-    """
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of both rows, without filler."""
-        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longer row."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """What a model gives to the answers of pairs: float64 sums in nats, shape [pairs], in the order of the pairs."""
-
-    chosen: Tensor
-    rejected: Tensor
-
-
-def token_log_probabilities(stack: Stack, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-    """Return the log probability of each label given the tokens before it, with gradients where they are enabled.
-
-    Only the labelled positions meet the output layer, a chunk at a time, and a chunk's logits are made again in the
-    backward pass: nothing of the vocabulary's size is kept.
-
-    Parameters
-    ----------
-    input_ids, attention_mask : int64 tensors [rows, tokens]
-    labels : int64 tensor [rows, tokens]
-        The token itself where it is scored, -100 elsewhere; the first of a row never is.
-
-    Returns
-    -------
-    float32 tensor [rows, tokens - 1]
-        Position ``i`` is that of token ``i + 1``; 0 where nothing is scored.
-    """
-    hidden = stack.hidden_states(input_ids, attention_mask)[:, :-1]
-    targets = labels[:, 1:]
-    scored = targets != IGNORED
-    output: Any = stack.network.get_output_embeddings()
-    cap = getattr(stack.network.config, "final_logit_softcapping", None)
-    compute = partial(_log_probabilities, output.weight, getattr(output, "bias", None), cap)
-    chosen, wanted = hidden[scored], targets[scored]
-    size = max(1, _LOGITS.get(hidden.device.type, _LOGITS["cuda"]) // len(output.weight))
-    parts = [
-        checkpoint(compute, chosen[at : at + size], wanted[at : at + size], use_reentrant=False)
-        for at in range(0, len(wanted), size)
-    ]
-    result = hidden.new_zeros(targets.shape, dtype=torch.float32)
-    return result.masked_scatter(scored, torch.cat(parts)) if parts else result
-
-
-def _log_probabilities(
-    weight: Tensor, bias: Tensor | None, cap: float | None, hidden: Tensor, labels: Tensor
-) -> Tensor:
-    logits = F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)).float()
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return -F.cross_entropy(logits, labels, reduction="none")
+try:
+    import datasets  # type: ignore[import-untyped]
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+except ImportError:
+    raise InputError(
+        "align computes its losses with TRL, which is not installed: pip install 'clinstack[align]'."
+    ) from None
 
 
 @dataclass
@@ -234,58 +157,6 @@ class PreferenceLoss:
         loss: Tensor = self._trainer.compute_loss(self._policy, inputs)  # type: ignore[no-untyped-call]
         self._trainer._metrics["train"].clear()  # it keeps figures of every batch until somebody logs them
         return loss
-
-
-def pair_scores(stack: Stack, pairs: Sequence[Pair], batch_size: int, advance: Any = None) -> PairScores:
-    """Return the log probabilities of the answers of pairs, summed over their tokens, without gradients.
-
-    Parameters
-    ----------
-    stack : Stack
-        As it is now; in evaluation mode, or without dropout.
-    batch_size : int
-        Pairs at once; the longest first, so that memory runs out at once or never.
-    advance : callable, optional
-        Called with the tokens of each batch.
-    """
-    chosen = torch.zeros(len(pairs), dtype=torch.float64)
-    rejected = torch.zeros(len(pairs), dtype=torch.float64)
-    order = sorted(range(len(pairs)), key=lambda place: (-pairs[place].longest, place))
-    for at in range(0, len(order), batch_size):
-        places = order[at : at + batch_size]
-        input_ids, mask, labels = (tensor.to(stack.device) for tensor in pair_rows(stack, [pairs[i] for i in places]))
-        with torch.no_grad():
-            logs = token_log_probabilities(stack, input_ids, mask, labels).double().sum(1).cpu()
-        chosen[places], rejected[places] = logs.chunk(2)
-        if advance is not None:
-            advance(sum(pairs[place].tokens for place in places))
-    return PairScores(chosen, rejected)
-
-
-def pair_rows(stack: Stack, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return input ids, mask and labels of pairs, int64 [2 * pairs, tokens]: first all chosen, then all rejected."""
-    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    input_ids, mask = pad(
-        [np.asarray([*prompt, *answer]) for prompt, answer in rows], int(stack.tokenizer.pad_token_id)
-    )
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, (prompt, answer) in enumerate(rows):
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    return input_ids, mask, labels
-
-
-@contextmanager
-def as_reference(stack: Stack, adapters: Sequence[AdapterRecipe]) -> Iterator[None]:
-    """Let the stack compute as it was before it was aligned, for a while: without the adapters that begin here.
-
-    Those that are continued must hold their first weights, as they do before the first step. A base that is trained
-    whole does too, so it is not read again.
-    """
-    new = [adapter.name for adapter in adapters if adapter.path is None and adapter.method != "full"]
-    with ExitStack() as contexts:
-        if new:  # without names, `switched_off` would take all of them
-            contexts.enter_context(stack.switched_off(*new))
-        yield
 
 
 def _config(recipe: AlignRecipe, folder: Path, device: torch.device) -> DPOConfig:

@@ -49,34 +49,29 @@ class _Candidate:
     score: float | None
 
 
-def read_answers(runs: Sequence[str]) -> list[Answers]:
-    """Read generate Runs, each written ``RUN`` or ``NAME=RUN``; without a name its label is that of its stack.
+def read_answers(runs: Sequence[Path]) -> list[Answers]:
+    """Read generate Runs; where several have the same label, the folder stands behind it, as a judge writes it.
 
     Raises
     ------
     InputError
-        If one is no finished generate Run, or two have the same label.
+        If one is no finished generate Run.
     """
+    labels = [str(_finished(folder, "generate", "--answers")["label"]) for folder in runs]
     result: list[Answers] = []
-    for run in runs:
-        name, equals, path = run.partition("=")
-        folder = Path(path if equals else run)
-        record = _finished(folder, "generate", "--answers")
-        label = name if equals else str(record["label"])
-        if any(other.label == label for other in result):
-            raise InputError(f"--answers {folder}: there is another Run with the label {label!r}; write NAME={folder}.")
+    for folder, label in zip(runs, labels, strict=True):
         found: dict[str, str] = {}
         for _, batch in batches(folder / "answers.parquet", _GENERATE):
             found.update(zip(batch["example_id"].to_pylist(), batch["answer"].to_pylist(), strict=True))
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        result.append(Answers(label, folder, found, Path(recipe["instructions"])))
+        recipe = _recipe_of(folder)
+        name = f"{label} ({folder.as_posix()})" if labels.count(label) > 1 else label
+        result.append(Answers(name, folder, found, Path(recipe["instructions"])))
     return result
 
 
 def pairs_from_judge(
     out: Path,
     judge: Path,
-    answers: Sequence[Answers],
     instructions: Path | None = None,
     margin: float = 1.0,
     seed: int = 0,
@@ -88,11 +83,10 @@ def pairs_from_judge(
     ----------
     out : Path
     judge : Path
-        A finished judge Run. An answer's score is the mean over the orders that it was shown in and that could be read.
-    answers : sequence of Answers
-        The Runs that it scored.
+        A finished judge Run. An answer's score is the mean over the times that it was shown and the reply could be
+        read. The generate Runs that it scored must be where they were.
     instructions : Path, optional
-        Where the questions are; as the Runs say it when not given.
+        Where the questions are; as the judge's recipe says it when not given.
     margin : float
         The scores of a pair are at least so far apart.
     seed : int
@@ -101,30 +95,30 @@ def pairs_from_judge(
     Raises
     ------
     InputError
-        If a Run is none, the judge scored other Runs, or nothing is left.
+        If a Run is none, or nothing is left.
     """
     _finished(judge, "judge", "--judge")
     if margin <= 0:
         raise InputError(f"--margin {margin}: equal answers make no pair; give more than 0.")
+    recipe = _recipe_of(judge)
+    answers = read_answers([Path(folder) for folder in recipe["answers"]])
     known = {item.label: item for item in answers}
     scores: dict[tuple[str, str], list[float]] = {}
     for _, batch in batches(judge / "scores.parquet", _SCORES):
         for example, label, score in zip(*(batch[name].to_pylist() for name in _SCORES), strict=True):
-            if label not in known:
+            if label not in known and label != REFERENCE:
                 raise InputError(
-                    f"--judge {judge}: it scored the answers of {label!r}; give their Run too, as "
-                    f"--answers RUN, or --answers {label}=RUN where its label is another."
+                    f"--judge {judge}: it scored the answers of {label!r}, which is no label of the Runs in its "
+                    "recipe any more; judge them again."
                 )
             if score is not None:
                 scores.setdefault((example, label), []).append(float(score))
 
-    def candidates(example: str, _: Instructions, __: int) -> list[_Candidate]:
-        found = [(label, scores.get((example, label))) for label in known if example in known[label].by_example]
-        return [
-            _Candidate(label, known[label].by_example[example], sum(marks) / len(marks))
-            for label, marks in found
-            if marks
-        ]
+    def candidates(example: str, rows: Instructions, place: int) -> list[_Candidate]:
+        texts = [(label, item.by_example.get(example)) for label, item in known.items()]
+        texts.append((REFERENCE, rows.answers[place]))
+        scored = [(label, text, scores.get((example, label))) for label, text in texts if text is not None]
+        return [_Candidate(label, text, sum(marks) / len(marks)) for label, text, marks in scored if marks]
 
     facts = {
         "source": "preferences",
@@ -133,7 +127,8 @@ def pairs_from_judge(
         "runs": _hashes([judge / "scores.parquet", *(item.folder / "answers.parquet" for item in answers)]),
     }
     steps = ("questions that were answered", "two answers with a score", f"scores at least {margin:g} apart")
-    return _write(out, answers, instructions, candidates, margin, steps, facts, seed, progress)
+    source = instructions or Path(recipe["instructions"])
+    return _write(out, answers, source, candidates, margin, steps, facts, seed, progress)
 
 
 def pairs_from_grounding(
@@ -294,6 +289,11 @@ def _finished(folder: Path, stage: str, option: str) -> dict[str, Any]:
     if record.get("status") != "done":
         raise InputError(f"{option} {folder}: this Run is not finished; start it again to complete it.")
     return record
+
+
+def _recipe_of(run: Path) -> dict[str, Any]:
+    recipe: dict[str, Any] = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    return recipe
 
 
 def _hashes(files: Iterable[Path]) -> dict[str, str]:

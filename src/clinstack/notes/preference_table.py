@@ -18,7 +18,13 @@ _OF_A_TABLE = (*COLUMNS, "note", "question", "task")
 
 
 def pairs_from_table(
-    out: Path, table: Path, columns: Mapping[str, str] | None = None, seed: int = 0, progress: Progress | None = None
+    out: Path,
+    table: Path,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    synthetic: bool = False,
 ) -> dict[str, Any]:
     """Write the folder of a table that has its pairs already.
 
@@ -31,6 +37,8 @@ def pairs_from_table(
         What the table calls a column, where it has another name.
     seed : int
         Of the split by patient.
+    synthetic : bool
+        Whether everyone in it is invented.
 
     Raises
     ------
@@ -59,7 +67,7 @@ def pairs_from_table(
         facts = {
             "source": "preferences",
             "pairs_by": "table",
-            "synthetic": False,
+            "synthetic": synthetic,
             "tables": {str(table): sha256_file(table)},
         }
         return write_preferences(prepared, differ, attrition, facts, seed)

@@ -1,10 +1,12 @@
 """Recipes: one YAML file is one stage. Validated without importing torch; unknown keys are errors with a suggestion."""
 
 from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
+from clinstack.recipe.align import AlignRecipe
 from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
 from clinstack.recipe.generate import DecodingRecipe, GenerateRecipe
+from clinstack.recipe.instruct import InstructRecipe
 from clinstack.recipe.judge import JudgeRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.prompt import PromptRecipe
@@ -32,12 +34,14 @@ __all__ = [
     "RESERVED_ADAPTER_NAMES",
     "STAGES",
     "AdapterRecipe",
+    "AlignRecipe",
     "DecodingRecipe",
     "EndpointRecipe",
     "EvaluateRecipe",
     "EvaluationRecipe",
     "FinetuneRecipe",
     "GenerateRecipe",
+    "InstructRecipe",
     "JudgeRecipe",
     "LossRecipe",
     "PretrainRecipe",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from clinstack.recipe.prompt import PromptRecipe
 from clinstack.recipe.stage import TrainingStageRecipe
 
 PreferenceLossName = Literal[
@@ -37,6 +38,8 @@ class AlignRecipe(TrainingStageRecipe):
     stage: Literal["align"] = "align"
     preferences: str
     """A folder written by ``clinstack prepare preferences``."""
+    prompt: PromptRecipe | None = None
+    """Only where no adapter was trained with a prompt: else that one is read, so that answers follow the same text."""
     loss: PreferenceLossName = "sigmoid"
     """A loss of TRL's DPOTrainer by its name there; ``sigmoid`` is DPO's own."""
     beta: float = Field(default=0.1, gt=0)

@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clinstack.errors import InputError
+from clinstack.recipe.align import AlignRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe
 from clinstack.recipe.generate import GenerateRecipe
+from clinstack.recipe.instruct import InstructRecipe
 from clinstack.recipe.judge import JudgeRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
@@ -26,6 +28,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 STAGES: dict[str, type[StageRecipe]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
+    "align": AlignRecipe,
+    "instruct": InstructRecipe,
     "evaluate": EvaluateRecipe,
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
