@@ -21,6 +21,7 @@ from clinstack import (
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
 from clinstack.cli_prepare import prepare_app
+from clinstack.cli_synthesize import synthesize_app
 from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
 
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(synthesize_app, name="synthesize")
 app.add_typer(presets_app, name="presets")
 console = Console()
 _errors = Console(stderr=True)

@@ -89,6 +89,7 @@ class Endpoint:
         self._broken: EndpointError | None = None
         self._queue: queue.SimpleQueue[tuple[Request, str, Future[Reply]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._flying: dict[str, Future[Reply]] = {}
 
     def __enter__(self) -> Endpoint:
         return self
@@ -101,9 +102,7 @@ class Endpoint:
     @property
     def warning(self) -> str | None:
         """What a person must be told before text is sent to another house, or None."""
-        if self.remote is None:
-            return None
-        return f"Text leaves this machine: prompts, with the notes in them, go to {self.remote}."
+        return None if self.remote is None else remote_warning(self.remote)
 
     def close(self) -> None:
         """Wait a moment for replies under way, and close the store."""
@@ -150,15 +149,15 @@ class Endpoint:
         }
 
     def ask(
-        self, requests: Iterable[Request], title: str, total: int | None = None, ahead: int | None = None
+        self, requests: Iterable[Request | None], title: str, total: int | None = None, ahead: int | None = None
     ) -> Iterator[Reply]:
         """Yield a reply for each request, in the order of the requests.
 
         Parameters
         ----------
         requests : iterable of Request
-            Read lazily: the request at place p is drawn after the reply at place ``p - ahead`` was used, so that a
-            generator may build requests from replies that far back.
+            Read lazily. A generator that makes requests out of earlier replies yields None for "not before you have
+            used another reply".
         title : str
             For the progress.
         total : int, optional
@@ -177,17 +176,22 @@ class Endpoint:
         source = iter(requests)
         window: deque[Future[Reply]] = deque()
         done, exhausted = 0, False
+        end = object()
         if self.progress:
             self.progress(title, 0, total)
         while True:
             while not exhausted and len(window) < ahead:
-                request = next(source, None)
-                if request is None:
+                request = next(source, end)
+                if request is end:
                     exhausted = True
-                else:
+                elif isinstance(request, Request):
                     window.append(self._start(request))
+                else:
+                    break
             if not window:
-                return
+                if exhausted:
+                    return
+                raise RuntimeError("The requests wait for a reply, and none is under way.")
             reply = window.popleft().result()
             done += 1
             if self.progress:
@@ -196,8 +200,12 @@ class Endpoint:
 
     def _start(self, request: Request) -> Future[Reply]:
         """Answer from the store, or give the request to a thread."""
-        future: Future[Reply] = Future()
         digest = request.digest(self.recipe)
+        with self._lock:
+            future = self._flying.get(digest)
+        if future is not None:
+            return future  # the same request twice is paid once
+        future = Future()
         stored = self.store.get(digest)
         if stored is not None:
             self.from_store += 1
@@ -208,6 +216,8 @@ class Endpoint:
             thread = threading.Thread(target=self._work, name=f"endpoint-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
+        with self._lock:
+            self._flying[digest] = future
         self._queue.put((request, digest, future))
         return future
 
@@ -218,10 +228,12 @@ class Endpoint:
                 future.set_result(self._answer(request, digest))
             except BaseException as error:  # whatever it is, it is raised in the thread that waits for the reply
                 future.set_exception(error)
+            with self._lock:
+                del self._flying[digest]
 
     def _answer(self, request: Request, digest: str) -> Reply:
         """Return the reply to a request that the store does not hold; retry, and keep what comes."""
-        # The same request twice in a row: the first one's reply may have come meanwhile.
+        # The same request again, just when the first one's reply came.
         stored = self.store.get(digest)
         if stored is not None:
             self.from_store += 1
@@ -333,3 +345,8 @@ class Endpoint:
                     return False
                 self._lock.wait()
         return False
+
+
+def remote_warning(host: str) -> str:
+    """Return what a person must be told before text is sent to a host of another house."""
+    return f"Text leaves this machine: prompts, with the notes in them, go to {host}."
