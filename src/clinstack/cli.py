@@ -111,7 +111,8 @@ def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
             result[f"{split} {kind}{name}"] = _figure(figure, "")
         result |= {f"{split} {name}": value for name, value in _decision_figures(figures).items()}
         for item in figures.get("differences", []):
-            result[f"{split} difference, {item['metric']}"] = _figure(item, "+")
+            task = f", {item['task']}" if "token_f1" in figures and item["task"] != "all" else ""
+            result[f"{split} difference, {item['metric']}{task}"] = _figure(item, "+")
     if "judge" in metrics:
         from clinstack.report.judged import judge_figures
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from clinstack.engine.answers import MEASURES, answer_questions, choose_questions
 from clinstack.engine.classification import EncodedExamples, predictions_table
-from clinstack.engine.distributed import open_shared_run
+from clinstack.engine.distributed import open_shared_run, world
 from clinstack.engine.features import FOLDER, FeatureFolders, read_frozen
 from clinstack.engine.language_modelling import losses_table, open_notes
 from clinstack.engine.sharding import place
@@ -17,9 +18,11 @@ from clinstack.errors import InputError
 from clinstack.evaluate.classification import SplitScores, measure_split
 from clinstack.evaluate.compare import compare
 from clinstack.evaluate.perplexity import perplexity_metrics
+from clinstack.evaluate.text_compare import compare_answers
 from clinstack.files import replacing_file, sha256_file, write_json
 from clinstack.model.lineage import stack_folder
 from clinstack.model.stack import Stack
+from clinstack.notes.instructions import instruction_files, read_instructions
 from clinstack.notes.read import (
     examples_files,
     input_hashes,
@@ -28,14 +31,17 @@ from clinstack.notes.read import (
     read_examples,
     survey_notes,
 )
-from clinstack.recipe import EvaluateRecipe
+from clinstack.recipe import DecodingRecipe, EvaluateRecipe
 from clinstack.run import Run
 
 
 def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
     """Run the stage and return its finished Run."""
-    source = Path(recipe.examples or recipe.notes or "")
-    files = examples_files(source) if recipe.examples else notes_files(source)
+    source = Path(recipe.examples or recipe.instructions or recipe.notes or "")
+    find_files = examples_files if recipe.examples else instruction_files if recipe.instructions else notes_files
+    files = find_files(source)
+    if recipe.instructions and world().size > 1:
+        raise InputError("evaluate: answers are written by one process; start it without accelerate launch.")
     record = stack_folder(Path(recipe.stack)) / "stack.json"
     if not record.is_file():
         raise InputError(f"stack: {record} is missing.")
@@ -48,7 +54,8 @@ def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
         summary = stack.summary()
         place(stack)
         with run.timed("evaluate"):
-            metrics = _classify(stack, recipe, run) if recipe.examples else _read(stack, recipe, run)
+            measure = _classify if recipe.examples else _answer if recipe.instructions else _read
+            metrics = measure(stack, recipe, run)
         if not run.writes:
             return run
         write_json(run.folder / "metrics.json", {recipe.split: metrics})
@@ -71,6 +78,25 @@ def _read(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     with replacing_file(run.folder / "losses.parquet") as temporary:
         pq.write_table(losses, temporary)
     return perplexity_metrics(losses, recipe.evaluation.resamples, recipe.evaluation.seed, recipe.split)
+
+
+def _answer(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
+    """Measure the answers of a stack that was trained on instructions, and against another Run's when asked."""
+    if stack.prompt is None:
+        raise InputError(
+            f"instructions: {recipe.stack} was not trained on instructions and has no prompt of its own; "
+            "`clinstack generate` takes it with one."
+        )
+    split, settings = recipe.split, recipe.evaluation
+    instructions = read_instructions(Path(str(recipe.instructions)), required=[split])
+    questions = choose_questions(instructions, [split], None, recipe.max_examples, settings.seed)
+    decoding = recipe.decoding or DecodingRecipe()
+    metrics: dict[str, Any] = answer_questions(stack, stack.prompt, questions, None, decoding, settings, run)[split]
+    if recipe.against is not None:
+        both = {"this": run.folder / MEASURES, "against": Path(recipe.against) / MEASURES}
+        order = [("this", "against")]
+        metrics["differences"] = compare_answers(both, order, settings.resamples, settings.seed, split)
+    return metrics
 
 
 def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
