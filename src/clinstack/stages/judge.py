@@ -175,8 +175,8 @@ def _check_failures(failures: dict[str, int], questions: int, recipe: JudgeRecip
         return
     if failures.get(BUDGET_SPENT):
         raise ClinstackError(
-            f"endpoint.token_budget: {recipe.endpoint.token_budget:,} tokens are spent, and {failures[BUDGET_SPENT]:,} "
-            "questions are not asked yet. Raise it, and the same command goes on."
+            f"endpoint.token_budget: the {recipe.endpoint.token_budget:,} tokens are spent, and "
+            f"{failures[BUDGET_SPENT]:,} questions are not asked yet. Raise it, and the same command goes on."
         )
     count, reason = sum(failures.values()), max(failures, key=lambda name: failures[name])
     if count >= questions or not recipe.allow_unanswered:
@@ -186,7 +186,7 @@ def _check_failures(failures: dict[str, int], questions: int, recipe: JudgeRecip
         )
 
 
-_SERVICE = ("model", "temperature", "max_tokens", "limit_key")
+_SERVICE = ("model", "temperature", "max_tokens")
 """What of an endpoint decides a reply; the rest says where it is, how fast and for how much."""
 
 
