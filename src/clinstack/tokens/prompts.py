@@ -18,7 +18,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ from clinstack.tokens.encode import TextEncoder, document_ends
 from clinstack.tokens.prompt_fit import Frame, PromptReport, fit_notes, shorten
 
 if TYPE_CHECKING:
+    from clinstack.notes.instructions import Instructions
     from clinstack.notes.sections.find import SectionSpan
 
 Shot = tuple[str, str, str]
@@ -60,15 +61,6 @@ _BUILT_IN: dict[str, tuple[str | None, str, str]] = {
 _FIXED: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 """Values of chat templates that would otherwise make a prompt depend on the day (Llama 3), or think (Qwen 3)."""
 _SENTINEL = "\u2043answer\u2043"
-
-
-class Pairs(Protocol):
-    """What `encode_pairs` reads of `clinstack.notes.instructions.Instructions`."""
-
-    example_ids: list[str]
-    notes: list[str]
-    questions: list[str]
-    answers: list[str]
 
 
 @dataclass(frozen=True)
@@ -274,7 +266,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
-    instructions: Pairs,
+    instructions: Instructions,
     max_tokens: int,
     answer_tokens: int = 0,
 ) -> EncodedPairs:
@@ -298,7 +290,7 @@ def encode_pairs(
     return EncodedPairs(prompts, answers)
 
 
-def draw_shots(instructions: Pairs, count: int, seed: int) -> tuple[Shot, ...]:
+def draw_shots(instructions: Instructions, count: int, seed: int) -> tuple[Shot, ...]:
     """Return solved examples for a prompt, drawn by ``seed`` from instructions: those of the training patients.
 
     Raises
