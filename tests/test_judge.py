@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from clinstack.errors import ClinstackError, InputError
-from clinstack.files import read_json, write_json
+from clinstack.files import read_json, sha256_file, write_json
 from clinstack.judge.measure import judge_metrics
 from clinstack.judge.orders import Presentation, presentations
 from clinstack.judge.parse import parse_scores
@@ -138,7 +138,9 @@ def write_answers(folder: Path, label: str, grades: dict[str, int], **changes: o
         for name, grade in grades.items()
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "answers.parquet")
-    write_json(folder / "run.json", {"stage": "generate", "status": "done", "label": label} | changes)
+    table = folder.parent / "notes" / "instructions" / "instructions.parquet"
+    facts = {"stage": "generate", "status": "done", "label": label, "inputs": {"table": sha256_file(table)}}
+    write_json(folder / "run.json", facts | changes)
 
 
 BASE = {f"e{i}": 1 + i % 3 for i in range(12)}
@@ -609,6 +611,9 @@ def test_answers_to_other_instructions_are_refused(place: Path) -> None:
     write_answers(place / "foreign", "foreign", {"e0": 1, "e40": 1})
     with pytest.raises(InputError, match="answers the example e40"):
         judge(recipe_of(place, "http://127.0.0.1:9/v1", answers=[str(place / "base"), str(place / "foreign")]))
+    write_answers(place / "older", "older", TUNED, inputs={"table": "sha256:0"})
+    with pytest.raises(InputError, match="did not answer the instructions"):
+        judge(recipe_of(place, "http://127.0.0.1:9/v1", answers=[str(place / "base"), str(place / "older")]))
     write_answers(place / "half", "half", TUNED, status="running")
     with pytest.raises(InputError, match="a Run of generate, running"):
         judge(recipe_of(place, "http://127.0.0.1:9/v1", answers=[str(place / "base"), str(place / "half")]))

@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from clinstack.errors import InputError
-from clinstack.files import read_json
-from clinstack.notes.instructions import Instructions, instruction_files, read_instructions
+from clinstack.files import read_json, sha256_file
+from clinstack.notes.instructions import FOLDER, Instructions, instruction_files, read_instructions
 from clinstack.notes.row_batches import check_columns
 from clinstack.recipe.judge import REFERENCE, JudgeRecipe
 
 ANSWERS_FILE = "answers.parquet"
+_WITH_ANSWERS = ("generate", "evaluate")
 _COLUMNS = ("example_id", "patient_id", "answer")
 
 
@@ -72,7 +73,15 @@ def read_candidates(recipe: JudgeRecipe) -> Candidates:
     given = {
         label: _read_answers(_answers_file(folder)) for label, folder in zip(_labels(folders), folders, strict=True)
     }
-    splits = read_instructions(Path(recipe.instructions), required=())
+    instructions = Path(recipe.instructions)
+    tables = {sha256_file(file) for file in instruction_files(instructions) if file.parent.name == FOLDER}
+    for folder in folders:
+        if not tables <= set(read_json(folder / "run.json").get("inputs", {}).values()):
+            raise InputError(
+                f"answers: {folder} did not answer the instructions in {instructions} as they are now; name the folder "
+                "that its answers were generated from, or run generate again."
+            )
+    splits = read_instructions(instructions, required=())
     split_of = {name: split for split, rows in splits.items() for name in rows.example_ids}
     patient_of = {
         name: patient
@@ -83,8 +92,8 @@ def read_candidates(recipe: JudgeRecipe) -> Candidates:
         foreign = next((name for name, (patient, _) in answers.items() if patient_of.get(name) != patient), None)
         if foreign is not None:
             raise InputError(
-                f"answers: {folder} answers the example {foreign}, which {recipe.instructions} does not have with that "
-                "patient; name the instructions that the answers were generated from."
+                f"answers: {folder} answers the example {foreign}, which {instructions} does not have with that "
+                "patient; run generate again with --fresh."
             )
     rows = _joined(splits)
     asked = {name for answers in given.values() for name in answers}
@@ -131,7 +140,7 @@ def _answers_file(folder: Path) -> Path:
     if not record.is_file():
         raise InputError(f"answers: {folder} is no Run; {remedy}")
     facts = read_json(record)
-    if facts.get("stage") != "generate" or facts.get("status") != "done":
+    if facts.get("stage") not in _WITH_ANSWERS or facts.get("status") != "done":
         raise InputError(f"answers: {folder} is a Run of {facts.get('stage')}, {facts.get('status')}; {remedy}")
     file = folder / ANSWERS_FILE
     if not file.is_file():

@@ -46,14 +46,15 @@ def judge(recipe: JudgeRecipe, *, fresh: bool = False, announce: Announce | None
     """
     inputs = input_hashes(candidate_files(recipe))
     rubric = Rubric.read(Path(recipe.rubric) if recipe.rubric else None)
+    # Before the Run is opened: what is wrong with the recipe leaves no Run of it behind.
+    candidates = read_candidates(recipe)
+    examples = candidates.instructions
+    human = read_human_grades(Path(recipe.human), examples.example_ids, candidates.labels) if recipe.human else None
     facts = {"stage": "judge", "task": None, "synthetic": is_synthetic(Path(recipe.instructions))}
     _follow_the_endpoint(recipe)
     with open_run(recipe, {**inputs, "rubric": rubric.hash}, fresh=fresh, **facts) as run:
         if run.is_done:
             return run
-        candidates = read_candidates(recipe)
-        examples = candidates.instructions
-        human = read_human_grades(Path(recipe.human), examples.example_ids, candidates.labels) if recipe.human else None
         with (
             named_bars() as progress,
             Endpoint(recipe.endpoint, Path(recipe.replies or run.folder / STORE), progress) as endpoint,
