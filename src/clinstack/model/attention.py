@@ -104,7 +104,9 @@ def documents_attention(
     window = kwargs.get("sliding_window")
     # A window hides nothing within documents that are shorter.
     is_windowed = window is not None and window < query.shape[2] and window < int(lengths.max())
-    if dropout or is_windowed or query.dtype != torch.float32:
+    # Autocast leaves queries and keys, which are turned in float32, and values in different dtypes.
+    is_float32 = query.dtype == key.dtype == value.dtype == torch.float32
+    if dropout or is_windowed or not is_float32:
         mask = _dense_mask(lengths, query.shape[0], query.shape[2], window)
         return documents_attention(module, query, key, value, mask, dropout, scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
