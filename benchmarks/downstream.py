@@ -58,6 +58,8 @@ class Plan:
 
     layers: int = 6
     turns: int = 3
+    steps: int = 2
+    """Of a way in a turn."""
     quick: bool = False
     frozen_notes: tuple[int, int, int] = (480, 80, 160)
     """Of train, validation and test."""
@@ -71,7 +73,7 @@ class Plan:
     """Of the study with 512 tokens, which has one learning rate."""
 
 
-QUICK = Plan(2, 2, True, (96, 16, 32), 1, 32, 120, ("mortality",), (0.003,))
+QUICK = Plan(2, 2, 1, True, (96, 16, 32), 1, 32, 120, ("mortality",), (0.003,))
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def make(work: Path, plan: Plan) -> None:
     few = {"validation": 2, "test": 2}
     frozen = dict(zip(("train", "validation", "test"), plan.frozen_notes, strict=True))
     folders = {
-        "radiology": ("radiology", {"train": (plan.turns + 1) * BATCH, **few}),
-        "admission": ("admission", {"train": (plan.turns + 1) * BATCH, **few}),
+        "radiology": ("radiology", {"train": plan.turns * (plan.steps + 1) * BATCH, **few}),
+        "admission": ("admission", {"train": plan.turns * (plan.steps + 1) * BATCH, **few}),
         KIND: ("radiology", frozen),
         CHECK_KIND: ("radiology", {"train": 2 * BATCH, "validation": BATCH, "test": BATCH}),
     }
@@ -150,13 +152,12 @@ def measure_training(work: Path, plan: Plan) -> tuple[list[str], dict[str, float
         process.answer()  # they import, all at once
     measured: dict[str, dict[str, list[Trained]]] = {case: {way: [] for way in ways} for case, ways in cases.items()}
     try:
-        for turn in range(-1, plan.turns):
+        for turn in range(plan.turns):
             for case, ways in cases.items():
-                for way in in_turn(ways, max(turn, 0)):
-                    told = processes[way].ask(json.dumps({"case": case, "steps": 1}))
-                    if turn >= 0:  # the first step is a warm-up
-                        measured[case][way].append(Trained(told["notes"], told["cpu"], told["wall"]))
-            note(f"training: turn {turn + 1} of {plan.turns}" if turn >= 0 else "training: all ways are warm")
+                for way in in_turn(ways, turn):
+                    told = processes[way].ask(json.dumps({"case": case, "steps": plan.steps}))
+                    measured[case][way].append(Trained(told["notes"], told["cpu"], told["wall"]))
+            note(f"training: turn {turn + 1} of {plan.turns}")
     finally:
         for process in processes.values():
             process.close()
@@ -354,10 +355,11 @@ def main() -> None:
                 found |= ratios
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, one thread a process; load before {load:.1f}, after "
-        f"{os.getloadavg()[0]:.1f}. {plan.layers} layers. Training: medians of {plan.turns} turns of {BATCH} notes, "
-        f"nothing compiled but where it says so. Frozen: {' / '.join(map(str, plan.frozen_notes))} notes, batches of "
-        f"{FROZEN_BATCH}; the slow ways timed on {plan.slow_notes} notes in each of {plan.frozen_turns} turns and "
-        f"multiplied. Study: {plan.patients} patients, {len(plan.tasks)} tasks, {len(plan.rates)} learning rates."
+        f"{os.getloadavg()[0]:.1f}. {plan.layers} layers. Training: medians of {plan.turns} turns of {plan.steps} "
+        f"steps of {BATCH} notes, nothing compiled but where it says so. Frozen: "
+        f"{' / '.join(map(str, plan.frozen_notes))} notes, batches of {FROZEN_BATCH}; the slow ways timed on "
+        f"{plan.slow_notes} notes in each of {plan.frozen_turns} turns and multiplied. Study: {plan.patients} "
+        f"patients, {len(plan.tasks)} tasks, {len(plan.rates)} learning rates."
     )
     print("\n".join(sections))
     print(json.dumps({"benchmark": "downstream", "ratios": found}))

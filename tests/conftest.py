@@ -134,7 +134,7 @@ def perturbed() -> Callable[..., Stack]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in stack.trainable_parameters().values():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator).to(parameter))
         return stack
 
     return perturb

@@ -27,8 +27,12 @@ NEAR = {"8bit": 0.05, "4bit": 0.2}
 SPEC = [AdapterRecipe(name="clinical", rank=4, target_modules="all-linear")]
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where a quantised base is loaded; the stages move the rest there."""
+
+
 def tokens() -> torch.Tensor:
-    return torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    return torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -37,14 +41,14 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def packed_rows() -> PackedBatch:
     ids = tokens()
-    positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1)
+    positions = torch.cat([torch.arange(10), torch.arange(14)]).expand(2, -1).to(DEVICE)
     labels = ids.roll(-1, 1)
     labels[:, [9, 23]] = -100
     return PackedBatch(
         input_ids=ids,
         position_ids=positions,
         labels=labels,
-        documents=torch.tensor([[0] * 10 + [1] * 14, [2] * 10 + [3] * 14]),
+        documents=torch.tensor([[0] * 10 + [1] * 14, [2] * 10 + [3] * 14], device=DEVICE),
         attention_mask=None,
         predictions=44,
         lengths=(10, 14, 10, 14),
