@@ -266,12 +266,19 @@ def sweep(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = Fal
 
 
 @app.command()
-def validate(arguments: Arguments = None) -> None:
+def validate(
+    arguments: Arguments = None,
+    show: Annotated[int, typer.Option(min=0, help="Print so many examples of instruct; prints text of notes.")] = 0,
+) -> None:
     """Check a recipe, its files and its base, and count what it would train, without reading a weight."""
     recipe = read_recipe(arguments, None)
     from clinstack.cli_validate import validate_recipe
 
     validate_recipe(recipe, console)
+    if show:
+        from clinstack.cli_show import show_examples
+
+        show_examples(recipe, show, console)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.errors import InputError
-from clinstack.recipe import FinetuneRecipe, StageRecipe, StudyRecipe, SweepRecipe, TrainingStageRecipe
+from clinstack.recipe import FinetuneRecipe, InstructRecipe, StageRecipe, StudyRecipe, SweepRecipe, TrainingStageRecipe
 from clinstack.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
 
             check_loss(task, recipe.loss)
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
+    if isinstance(recipe, InstructRecipe):
+        from clinstack.model.base import load_tokenizer, locate_base
+        from clinstack.tokens.prompts import Prompt
+
+        Prompt.of(recipe.prompt, load_tokenizer(locate_base(recipe.base)))
     if isinstance(recipe, StudyRecipe):
         _validate_study(recipe, console)
     if isinstance(recipe, SweepRecipe):
@@ -66,6 +71,7 @@ def _validate_study(recipe: StudyRecipe, console: Console) -> None:
 
 
 def _check_files(recipe: StageRecipe) -> None:
+    from clinstack.notes.instructions import instruction_files
     from clinstack.notes.read import examples_files, notes_files
 
     if isinstance(recipe, StudyRecipe):
@@ -73,6 +79,8 @@ def _check_files(recipe: StageRecipe) -> None:
     values = recipe.model_dump()
     if values.get("notes"):
         notes_files(Path(values["notes"]))
+    if values.get("instructions"):
+        instruction_files(Path(values["instructions"]))
     if values.get("examples"):
         examples_files(Path(values["examples"]))
     for index, adapter in enumerate(values.get("adapters", ())):

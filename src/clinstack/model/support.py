@@ -35,7 +35,7 @@ from clinstack.model.methods.configs import LOW_RANK
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import refuse_quantizing
 from clinstack.model.tokenizer import tokenizer_repairs
-from clinstack.recipe import AdapterRecipe, FinetuneRecipe, PretrainRecipe, TrainingStageRecipe
+from clinstack.recipe import AdapterRecipe, FinetuneRecipe, InstructRecipe, PretrainRecipe, TrainingStageRecipe
 
 _VIRTUAL = ("prefix", "prompt", "p_tuning")
 ENCODER = "encoder"
@@ -226,7 +226,7 @@ def _refuse_long_rows(recipe: TrainingStageRecipe, base: Base, config: PreTraine
         most -= config.pad_token_id + 1
     if isinstance(recipe, PretrainRecipe):
         key, length = "context", recipe.context
-    elif isinstance(recipe, FinetuneRecipe):
+    elif isinstance(recipe, FinetuneRecipe | InstructRecipe):
         key, length = "max_tokens", recipe.max_tokens
     else:
         return
@@ -251,9 +251,10 @@ def _virtual_tokens(adapter: AdapterRecipe) -> int:
 
 def _notes(recipe: TrainingStageRecipe, network: PreTrainedModel) -> Iterator[str]:
     virtual = [adapter.name for adapter in recipe.adapters if _virtual_tokens(adapter)]
-    if virtual and isinstance(recipe, PretrainRecipe) and recipe.layout == "packed":
+    if virtual and isinstance(recipe, PretrainRecipe | InstructRecipe) and recipe.layout == "packed":
+        what = "document" if isinstance(recipe, PretrainRecipe) else "example"
         yield (
-            f"The virtual tokens of {virtual[0]} cannot keep packed documents apart: one document in each row instead, "
+            f"The virtual tokens of {virtual[0]} cannot keep packed {what}s apart: one {what} in each row instead, "
             "in batches of similar lengths (layout: bucketed)."
         )
     names = projection_names(network.config)

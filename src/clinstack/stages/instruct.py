@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.distributed import open_shared_run, world
@@ -59,7 +60,8 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
             say_notes(check_support(recipe, None).notes)
             instructions = chosen_instructions(recipe)
             stack = build()
-            pairs = {split: encode(stack, recipe, part) for split, part in instructions.items()}
+            prompt = Prompt.of(recipe.prompt, stack.tokenizer)
+            pairs = {split: encode(stack.tokenizer, prompt, recipe, part) for split, part in instructions.items()}
             say_notes(cut_prompts(pairs["train"].prompts.report, "train", recipe.max_tokens))
             place(stack)
             objective = InstructionObjective(stack, recipe.training, recipe.layout, recipe.max_tokens, pairs)
@@ -69,7 +71,7 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
         seconds = time.monotonic() - began - objective.seconds_validating
         speed = world().sum_numbers([objective.tokens_read])[0] / seconds
         with run.timed("evaluate"):
-            losses = _measure(stack, recipe, instructions)
+            losses = _measure(stack, prompt, recipe, instructions)
             if not run.writes:
                 return run
             with replacing_file(run.folder / "losses.parquet") as temporary:
@@ -121,13 +123,14 @@ def chosen_instructions(recipe: InstructRecipe) -> dict[str, Instructions]:
     return result
 
 
-def encode(stack: Stack, recipe: InstructRecipe, instructions: Instructions) -> EncodedPairs:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, recipe: InstructRecipe, instructions: Instructions
+) -> EncodedPairs:
     """Return the tokens of prompts and answers as the recipe has them."""
-    assert stack.prompt is not None
-    return encode_pairs(stack.tokenizer, stack.prompt, instructions, recipe.max_tokens, recipe.answer_tokens)
+    return encode_pairs(tokenizer, prompt, instructions, recipe.max_tokens, recipe.answer_tokens)
 
 
-def _measure(stack: Stack, recipe: InstructRecipe, instructions: dict[str, Instructions]) -> pa.Table:
+def _measure(stack: Stack, prompt: Prompt, recipe: InstructRecipe, instructions: dict[str, Instructions]) -> pa.Table:
     """Return the losses of answers of each split; of the training patients as many as of the test patients."""
     most, seed = recipe.evaluation.max_notes, recipe.evaluation.seed
     tables = []
@@ -135,7 +138,7 @@ def _measure(stack: Stack, recipe: InstructRecipe, instructions: dict[str, Instr
     validation = instructions["validation"].sample(most, seed)
     train_sample = instructions["train"].sample(len(test), seed)
     for split, part in {"test": test, "validation": validation, "train": train_sample}.items():
-        pairs = encode(stack, recipe, part)
+        pairs = encode(stack.tokenizer, prompt, recipe, part)
         batch_size = recipe.training.batch_size
         tables.append(answer_losses(stack, part, pairs, split, recipe.max_tokens, batch_size))
     return pa.concat_tables(tables)
