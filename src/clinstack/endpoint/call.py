@@ -20,6 +20,10 @@ _LONGEST_WAIT = 600.0
 """Seconds; a server that asks for more is asked again after these."""
 _HEALING = frozenset({408, 409, 425, 429})
 _OF_ONE_REQUEST = frozenset({400, 413, 422})
+_ABOUT_THIS_MACHINE = tuple(
+    f"X-Stainless-{name}"
+    for name in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Retry-Count")
+)
 _NO_MORE_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
@@ -96,6 +100,8 @@ class Caller:
             base_url=recipe.base_url,
             max_retries=0,
             timeout=openai.Timeout(recipe.timeout, connect=min(recipe.timeout, _CONNECT_SECONDS)),
+            # The client adds what machine and Python it runs on; that is nobody's business.
+            default_headers={name: openai.Omit() for name in _ABOUT_THIS_MACHINE},
             http_client=http_client,
         )
 
@@ -127,11 +133,6 @@ class Caller:
             return Failed("the connection broke off" if opened else "the connection was refused", reached=opened)
         except refused as error:
             return self._refused(error)
-        if response.http_response.status_code >= 300:
-            raise EndpointError(
-                f"{self.recipe.base_url} answers with a redirect ({response.http_response.status_code}), which is not "
-                f"followed; name the address that it leads to as endpoint.base_url."
-            )
         return self._read(request, response.http_response.text)
 
     def _read(self, request: Request, body: str) -> Reply | Failed:
@@ -171,6 +172,11 @@ class Caller:
         code = _code(error)
         what = f"status {status}" + (f" ({code})" if code else "")
         where, recipe = self.recipe.base_url, self.recipe
+        if status < 400:
+            raise EndpointError(
+                f"{where} answers with a redirect ({what}), which is not followed; name the address that it leads to "
+                f"as endpoint.base_url."
+            )
         if code in _NO_MORE_MONEY or status == 402:
             raise EndpointError(f"{where}: {what}: the account has no money left; fill it up, and start again.")
         if status in _HEALING or status >= 500:

@@ -32,7 +32,7 @@ from clinstack.recipe.endpoint import EndpointRecipe
 Progress = Callable[[str, int, int], None]
 _AHEAD = 16
 """Requests that are read ahead for each one under way, so that a slow one holds nobody up."""
-_LAST_WORDS = 5.0
+_LAST_WORDS = 3.0
 """Seconds that replies under way are waited for after control-C, since they are paid for."""
 _LONGEST_BACKOFF = 60.0
 _DOWN_AFTER = 8
@@ -308,10 +308,16 @@ class Endpoint:
             if self._failed_in_a_row < max(_DOWN_AFTER, 2 * self.recipe.concurrency):
                 return
             if self._broken is None:
+                remedy = "look whether it runs, and how busy it is"
+                if not failed.may_heal:
+                    remedy = (
+                        "its log says why: mostly a wrong endpoint.model, a prompt and max_tokens beyond the model's "
+                        "context, or another endpoint.limit_key"
+                    )
                 self._broken = EndpointError(
                     f"{self.recipe.base_url}: the last {self._failed_in_a_row} requests all failed, the last one with: "
-                    f"{failed.what}. {self.store.count:,} replies are kept in {self.store.path}; look after the "
-                    f"server, and the same command goes on."
+                    f"{failed.what}. {self.store.count:,} replies are kept in {self.store.path}. Put the server right "
+                    f"({remedy}), and the same command goes on."
                 )
             raise self._broken
 

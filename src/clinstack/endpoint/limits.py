@@ -61,7 +61,7 @@ class RateLimits:
             now = self._clock()
             if now < self._paused_until:
                 return None, self._paused_until - now
-            while self._admitted and self._admitted[0].at <= now - WINDOW:
+            while self._admitted and self._admitted[0].at + WINDOW <= now:
                 self._admitted.popleft()
             used = sum(entry.tokens for entry in self._admitted) if self.tokens_per_minute else 0
             too_many = self.requests_per_minute is not None and len(self._admitted) >= self.requests_per_minute
