@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from clinstack import (
     __version__,
+    cli_instructions,  # noqa: F401  # its verbs join prepare_app
     cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
