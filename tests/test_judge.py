@@ -138,7 +138,8 @@ def write_answers(folder: Path, label: str, grades: dict[str, int], **changes: o
         for name, grade in grades.items()
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "answers.parquet")
-    table = folder.parent / "notes" / "instructions" / "instructions.parquet"
+    place = next(parent for parent in folder.parents if (parent / "notes").is_dir())
+    table = place / "notes" / "instructions" / "instructions.parquet"
     facts = {"stage": "generate", "status": "done", "label": label, "inputs": {"table": sha256_file(table)}}
     write_json(folder / "run.json", facts | changes)
 
@@ -581,10 +582,10 @@ def test_a_subset_is_drawn_by_seed_and_task(place: Path, fake: Start) -> None:
 
 def test_runs_of_one_label_are_told_apart_by_folder(place: Path, fake: Start) -> None:
     server = fake(fair)
-    write_answers(place / "again", "base", TUNED)
-    recipe = recipe_of(place, server.url, answers=[str(place / "base"), str(place / "again")])
+    write_answers(place / "later" / "again", "base", TUNED)
+    recipe = recipe_of(place, server.url, answers=[str(place / "base"), str(place / "later" / "again")])
     judge(recipe)
-    assert metrics_of(recipe)["judge"]["answers"] == [f"base ({place}/base)", f"base ({place}/again)"]
+    assert metrics_of(recipe)["judge"]["answers"] == ["base (base)", "base (later/again)"]
 
 
 @pytest.mark.parametrize(
@@ -653,6 +654,25 @@ def test_the_verb(place: Path, fake: Start, tmp_path: Path, capfd: pytest.Captur
     copied = CliRunner().invoke(app, ["judge", "--copy-rubric", str(tmp_path / "rubric.txt")])
     assert copied.exit_code == 0
     assert (tmp_path / "rubric.txt").read_text(encoding="utf-8") == SHIPPED.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_answers_that_a_model_generated(place: Path, fake: Start) -> None:
+    """From `clinstack generate` on the untouched embedded base to the grades, without a table made by hand."""
+    from clinstack.stages.generate import generate
+
+    values = {
+        **{"stage": "generate", "run": str(place / "generated"), "instructions": str(place / "notes")},
+        **{"max_examples": 3, "decoding": {"max_new_tokens": 4}, "evaluation": {"resamples": 100}},
+    }
+    generate(parse_recipe(values, "test"))  # type: ignore[arg-type]
+    server = fake(lambda answers, before: " ".join("4" if "reference" in answer else "1" for answer in answers))
+    recipe = recipe_of(place, server.url, answers=[str(place / "generated")], reference=True)
+    judge(recipe)
+    metrics = metrics_of(recipe)
+    assert metrics["counts"]["examples"] == 3
+    assert metrics["differences"][0]["value"] == 3.0
+    assert (metrics["differences"][0]["a"], metrics["differences"][0]["b"]) == ("reference", "base")
 
 
 def simulated(bias: float, quality: float, examples: int, seed: int) -> pa.Table:

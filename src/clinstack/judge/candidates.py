@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +150,14 @@ def _answers_file(folder: Path) -> Path:
 
 
 def _labels(folders: list[Path]) -> list[str]:
-    """Return each Run's label; where several have the same, with the folder behind it."""
+    """Return each Run's label; where several have the same, with what tells their folders apart behind it."""
     labels = [str(read_json(folder / "run.json").get("label") or folder.name) for folder in folders]
-    named = [
-        f"{label} ({folder.as_posix()})" if labels.count(label) > 1 else label
-        for label, folder in zip(labels, folders, strict=True)
-    ]
+    named = []
+    for label, folder in zip(labels, folders, strict=True):
+        alike = [other.resolve() for other, name in zip(folders, labels, strict=True) if name == label]
+        # The way to the folder that all of them lie in is this machine's business.
+        inside = folder.resolve().relative_to(os.path.commonpath([path.parent for path in alike])).as_posix()
+        named.append(f"{label} ({inside})" if len(alike) > 1 else label)
     if REFERENCE in named:
         raise InputError(f"answers: a Run is labelled {REFERENCE}, which stands for the table's own answers.")
     return named
