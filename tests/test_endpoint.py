@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from scripted_server import MODEL, ScriptedServer
 
 from clinstack.endpoint import BUDGET_SPENT, Endpoint, Reply, Request
 from clinstack.endpoint.call import EndpointError, retry_after
@@ -24,6 +23,7 @@ from clinstack.endpoint.limits import RateLimits
 from clinstack.endpoint.store import ReplyStore
 from clinstack.errors import InputError
 from clinstack.recipe.endpoint import EndpointRecipe
+from scripted_server import MODEL, ScriptedServer
 
 SECRET = "Mrs. Quillfeather has sarcoidosis"
 
@@ -43,7 +43,7 @@ def paid(server: ScriptedServer) -> list[str]:
     return server.ledger.read_text().split() if server.ledger.exists() else []
 
 
-@pytest.fixture()
+@pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     return tmp_path / "ledger"
 
@@ -369,7 +369,6 @@ def test_requests_may_depend_on_replies(ledger: Path, tmp_path: Path) -> None:
             yield Request(f"c{number}", (("user", str(said)),), number)
 
     with ScriptedServer(ledger) as server, Endpoint(recipe(server), tmp_path / "s.sqlite") as endpoint:
-        taken.extend(iter(()))
         for reply in endpoint.ask(chain(), "t"):
             taken.append(reply)
         asked = [body["messages"][0]["content"] for body in server.bodies]

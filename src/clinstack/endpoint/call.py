@@ -95,13 +95,14 @@ class Caller:
             follow_redirects=False,
             limits=_limits(openai, recipe.concurrency),
         )
+        # The client would add what machine and Python it runs on; that is nobody's business.
+        less: Any = {name: openai.Omit() for name in _ABOUT_THIS_MACHINE}
         self._client: Any = openai.OpenAI(
             api_key=key,
             base_url=recipe.base_url,
             max_retries=0,
             timeout=openai.Timeout(recipe.timeout, connect=min(recipe.timeout, _CONNECT_SECONDS)),
-            # The client adds what machine and Python it runs on; that is nobody's business.
-            default_headers={name: openai.Omit() for name in _ABOUT_THIS_MACHINE},
+            default_headers=less,
             http_client=http_client,
         )
 
