@@ -121,12 +121,6 @@ class PreferenceLoss:
         self, stack: Stack, recipe: AlignRecipe, pairs: Sequence[Pair], reference: PairScores, folder: Path
     ) -> None:
         _refuse_other_trl()
-        output = stack.network.get_output_embeddings()
-        if output is None or not isinstance(getattr(output, "weight", None), Tensor) or hasattr(output, "base_layer"):
-            raise InputError(
-                "adapters: one of them adapts the base's output layer, which preference losses read as it is; leave "
-                "the output layer out of target_modules."
-            )
         self._stack = stack
         self._policy = Policy(stack)
         chosen, rejected = reference.chosen.tolist(), reference.rejected.tolist()
