@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from clinstack.errors import ClinstackError, InputError
-from clinstack.files import read_json, sha256_file, write_json
+from clinstack.files import read_json, sha256_file, write_json, write_text
 from clinstack.judge.measure import judge_metrics
 from clinstack.judge.orders import Presentation, presentations
 from clinstack.judge.parse import parse_scores
@@ -142,6 +142,7 @@ def write_answers(folder: Path, label: str, grades: dict[str, int], **changes: o
     table = place / "notes" / "instructions" / "instructions.parquet"
     facts = {"stage": "generate", "status": "done", "label": label, "inputs": {"table": sha256_file(table)}}
     write_json(folder / "run.json", facts | changes)
+    write_text(folder / "recipe.yaml", yaml.safe_dump({"stage": "generate", "instructions": str(place / "notes")}))
 
 
 BASE = {f"e{i}": 1 + i % 3 for i in range(12)}
@@ -585,7 +586,7 @@ def test_runs_of_one_label_are_told_apart_by_folder(place: Path, fake: Start) ->
     write_answers(place / "later" / "again", "base", TUNED)
     recipe = recipe_of(place, server.url, answers=[str(place / "base"), str(place / "later" / "again")])
     judge(recipe)
-    assert metrics_of(recipe)["judge"]["answers"] == ["base (base)", "base (later/again)"]
+    assert metrics_of(recipe)["judge"]["answers"] == [f"base ({place}/base)", f"base ({place}/later/again)"]
 
 
 @pytest.mark.parametrize(
@@ -673,6 +674,25 @@ def test_answers_that_a_model_generated(place: Path, fake: Start) -> None:
     assert metrics["counts"]["examples"] == 3
     assert metrics["differences"][0]["value"] == 3.0
     assert (metrics["differences"][0]["a"], metrics["differences"][0]["b"]) == ("reference", "base")
+
+
+def test_preference_pairs_find_the_answers_behind_the_scores(place: Path, fake: Start) -> None:
+    """`clinstack prepare preferences` understands the labels of this stage, also of Runs with one label."""
+    from clinstack.notes.preference_pairs import pairs_from_judge
+    from clinstack.notes.preferences import read_preferences
+
+    write_answers(place / "later" / "again", "base", {name: min(4, grade + 2) for name, grade in BASE.items()})
+    answers = [str(place / "base"), str(place / "later" / "again")]
+    recipe = recipe_of(place, fake(fair).url, answers=answers, reference=True)
+    judge(recipe)
+    pairs_from_judge(place / "pairs", Path(recipe.run))
+    rows = [
+        row
+        for split in read_preferences(place / "pairs", required=()).values()
+        for row in zip(split.chosen, split.rejected, strict=True)
+    ]
+    assert len(rows) == 12
+    assert all(grade_of(chosen) == 4 and grade_of(rejected) < 4 for chosen, rejected in rows)
 
 
 def simulated(bias: float, quality: float, examples: int, seed: int) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,14 +149,15 @@ def _answers_file(folder: Path) -> Path:
 
 
 def _labels(folders: list[Path]) -> list[str]:
-    """Return each Run's label; where several have the same, with what tells their folders apart behind it."""
+    """Return each Run's label; where several have the same, with the folder behind it, as the recipe writes it.
+
+    `clinstack.notes.preference_pairs` finds the answers behind a score by the same rule.
+    """
     labels = [str(read_json(folder / "run.json").get("label") or folder.name) for folder in folders]
-    named = []
-    for label, folder in zip(labels, folders, strict=True):
-        alike = [other.resolve() for other, name in zip(folders, labels, strict=True) if name == label]
-        # The way to the folder that all of them lie in is this machine's business.
-        inside = folder.resolve().relative_to(os.path.commonpath([path.parent for path in alike])).as_posix()
-        named.append(f"{label} ({inside})" if len(alike) > 1 else label)
+    named = [
+        f"{label} ({folder.as_posix()})" if labels.count(label) > 1 else label
+        for label, folder in zip(labels, folders, strict=True)
+    ]
     if REFERENCE in named:
         raise InputError(f"answers: a Run is labelled {REFERENCE}, which stands for the table's own answers.")
     return named
