@@ -85,6 +85,7 @@ def recipe(base: Path, adapters: list[dict[str, Any]], **changes: Any) -> AlignR
         "preferences": "unused",
         "adapters": adapters,
         "max_tokens": 96,
+        "answer_tokens": 12,
         "training": {"batch_size": 4, "learning_rate": 0.02, "checkpoint_every": 3, "tracking": "none"},
         "evaluation": {"resamples": 100},
     }
@@ -368,6 +369,10 @@ def test_long_notes_lose_their_middle_alike_for_both_answers_and_hopeless_pairs_
     assert "begin" in text
     assert "[...]" in text
     assert str(text).endswith("end Q: why? A:")
+    # With room for any answer the note is cut as where no answer is known yet.
+    pairs = encode_preferences(tokenizer, PROMPT, rows, 80, 30).pairs
+    alone = Instructions(["a"], ["p"], [long], ["why?"], ["yes"], ["t"])
+    assert [pair.prompt for pair in pairs] == encode_pairs(tokenizer, PROMPT, alone, 80, 30).prompts.ids
 
 
 # ---------------------------------------------------------------------- the stage
@@ -547,6 +552,7 @@ def test_pairs_that_all_are_too_long_are_refused(
         run=str(tmp_path / "run"),
         preferences=str(preferences),
         max_tokens=16,
+        answer_tokens=1,
     )
     with pytest.raises(InputError, match="max_tokens: 16 leaves no room"):
         align(found)

@@ -52,6 +52,14 @@ class AlignRecipe(TrainingStageRecipe):
     max_tokens: int = Field(default=512, ge=16)
     """Of prompt and answer together. Of a longer note its middle is left out; a pair whose answers leave no room for
     its prompt is left out and counted."""
+    answer_tokens: int = Field(default=128, ge=1)
+    """Of ``max_tokens`` every prompt leaves at least so many to its answers, as in instruction tuning."""
+
+    @model_validator(mode="after")
+    def _prompts_have_room(self) -> AlignRecipe:
+        if self.answer_tokens >= self.max_tokens:
+            raise ValueError(f"answer_tokens: {self.answer_tokens} of max_tokens {self.max_tokens} leave no prompt")
+        return self
 
     @model_validator(mode="after")
     def _something_trains(self) -> AlignRecipe:

@@ -110,7 +110,8 @@ def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidati
             stack.max_tokens = recipe.max_tokens
             stack.prompt = prompt = prompt_of(recipe, stack)
             encoded = {
-                name: encode_preferences(stack.tokenizer, prompt, splits[name], recipe.max_tokens) for name in SPLITS
+                name: encode_preferences(stack.tokenizer, prompt, splits[name], recipe.max_tokens, recipe.answer_tokens)
+                for name in SPLITS
             }
             _refuse_empty(encoded, recipe)
             say_notes(_cuts(encoded, recipe))

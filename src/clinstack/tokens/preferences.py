@@ -65,9 +65,12 @@ class EncodedPreferences:
 
 
 def encode_preferences(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rows: Preferences, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rows: Preferences, max_tokens: int, answer_tokens: int = 0
 ) -> EncodedPreferences:
     """Encode pairs whose prompt and longer answer have at most ``max_tokens`` together.
+
+    A prompt with a note leaves at least ``answer_tokens`` to its answers, so that a long note is cut as it is where the
+    answer is not known yet.
 
     A pair with note and question is read as in instruction tuning, with ``prompt`` around them. One that has a prompt
     only is read as it stands, after the begin token of plain text.
@@ -77,7 +80,7 @@ def encode_preferences(
     found: dict[int, Pair] = {}
     report: dict[str, Any] = {}
     if made:
-        found, report = _made_prompts(tokenizer, prompt, rows, made, max_tokens)
+        found, report = _made_prompts(tokenizer, prompt, rows, made, max_tokens, answer_tokens)
     if plain:
         found |= _plain_prompts(tokenizer, prompt, rows, plain, max_tokens)
     places = sorted(found)
@@ -91,12 +94,17 @@ def encode_preferences(
 
 
 def _made_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rows: Preferences, places: Sequence[int], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    rows: Preferences,
+    places: Sequence[int],
+    max_tokens: int,
+    answer_tokens: int,
 ) -> tuple[dict[int, Pair], dict[str, Any]]:
     notes = [str(rows.notes[place]) for place in places]
     questions = [str(rows.questions[place]) for place in places]
     chosen, rejected = _answers(tokenizer, prompt, rows, places)
-    rooms = [max_tokens - max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
+    rooms = [max_tokens - max(answer_tokens, *map(len, both)) for both in zip(chosen, rejected, strict=True)]
     whole = encode_prompts(tokenizer, prompt, notes, questions, _ANY_LENGTH).ids
     bare = encode_prompts(tokenizer, prompt, [""] * len(notes), questions, _ANY_LENGTH).ids
     fit = [
