@@ -102,7 +102,7 @@ def _csv_rows(path: Path, file: IO[str], wanted: list[str]) -> Iterator[dict[str
                 raise InputError(f"{path}, line {reader.line_num}: the row has too few fields; correct it.")
             yield row
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from None
+        raise InputError(f"{path}, near line {reader.line_num}: not valid CSV ({error}).") from None
 
 
 def _json_rows(path: Path, file: IO[str], wanted: list[str]) -> Iterator[dict[str, Any]]:
