@@ -286,12 +286,16 @@ def validate(
 def report(
     folders: Annotated[list[Path], typer.Argument(help="A folder of Runs, or a study's; several stand side by side.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; into the folder when not given.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Show so many questions with the answers of all models.")] = 0,
+    with_note_text: Annotated[
+        bool, typer.Option("--with-note-text", help="Show them also where the patients are real.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Runs to tables and figures: report.html, report.md, report.json, and LaTeX, SVG and PNG files beside them."""
     from clinstack.study.reporting import report_folders
 
-    show_report(report_folders(folders, out), as_json)
+    show_report(report_folders(folders, out, examples=examples, with_note_text=with_note_text), as_json)
 
 
 def show_report(paths: Written, as_json: bool) -> None:

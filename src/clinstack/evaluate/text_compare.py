@@ -64,9 +64,7 @@ def compare_answers(
     InputError
         A table is missing or broken, or two of them are not of the same examples.
     """
-    tables = {
-        name: read_split(source, MEASURES.names, split).sort_by("example_id") for name, source in measures.items()
-    }
+    tables = {name: read_measures(source, split) for name, source in measures.items()}
     if not tables or not pairs:
         return []
     _check_same_examples(tables)
@@ -99,6 +97,11 @@ def compare_answers(
         row["p_holm"] = adjusted
         row["holds"] = adjusted is not None and adjusted <= LEVEL
     return rows
+
+
+def read_measures(source: Path | pa.Table, split: str) -> pa.Table:
+    """Return the measures of a split, sorted by example id; an InputError if they are missing or broken."""
+    return read_split(source, MEASURES.names, split).sort_by("example_id")
 
 
 def same_examples(one: pa.Table, other: pa.Table) -> bool:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinstack.files import write_json
+from clinstack.report.answers import answer_sentences, answer_tables
+from clinstack.report.answers_beside import example_table
 from clinstack.report.collect import ReportData, RunRecord
 from clinstack.report.console import console_tables
 from clinstack.report.figures.drawing import Drawings, draw
+from clinstack.report.judged import SECTION as JUDGED
+from clinstack.report.judged import TITLE as JUDGED_TITLE
+from clinstack.report.judged import judged_runs, judged_sentences, judged_tables
 from clinstack.report.pages import Gallery, Page, Remark, Section, banner, shared_facts, write_page
 from clinstack.report.rows import collect
 from clinstack.report.sentences import findings, frozen_sentences
@@ -43,7 +48,15 @@ class ReportPaths:
             console.print(table)
 
 
-def build_report(root: Path, out: Path | None = None, resamples: int = 1000, seed: int = 0) -> ReportPaths:
+def build_report(
+    root: Path,
+    out: Path | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    examples: int = 0,
+    with_note_text: bool = False,
+) -> ReportPaths:
     """Write the report of all finished Runs below ``root``.
 
     Each file appears whole or not at all. The same Runs, resamples and seed give the same bytes.
@@ -56,16 +69,22 @@ def build_report(root: Path, out: Path | None = None, resamples: int = 1000, see
         Folder to write into; ``root`` by default.
     resamples, seed : int
         Of the bootstrap over patients.
+    examples : int
+        So many questions are shown with the answers of all models; the only text of notes that a report ever holds.
+    with_note_text : bool
+        Show them also where the patients are not invented.
 
     Raises
     ------
     InputError
-        See `collect` and `summarise`.
+        See `collect`, `summarise` and `example_table`.
     """
     data = collect(root)
     commands = [f"clinstack {run.stage} {_recipe_path(run, root)}" for run in data.runs]
     commands.append(f"clinstack report {root.name or '.'}")
-    return write_report(summarise(data, resamples, seed), root if out is None else out, TITLE, commands)
+    summary = summarise(data, resamples, seed)
+    shown = example_table(summary.answers, examples, with_note_text=with_note_text, seed=seed)
+    return write_report(summary, root if out is None else out, TITLE, commands, examples=shown)
 
 
 def write_report(
@@ -75,6 +94,7 @@ def write_report(
     commands: Sequence[str],
     *,
     sections: Sequence[Section] = (),
+    examples: Table | None = None,
     further: Mapping[str, Any] | None = None,
 ) -> ReportPaths:
     """Write the report of figures that are there.
@@ -89,6 +109,8 @@ def write_report(
         That make it again.
     sections : sequence of Section
         Between the findings and the rest.
+    examples : Table, optional
+        Questions and answers beside each other.
     further : mapping, optional
         Keys for ``report.json``.
     """
@@ -102,14 +124,14 @@ def write_report(
         sections=[
             Section("findings", "Findings", findings(summary)),
             *sections,
-            *_sections(summary, by_key, draw(summary)),
+            *_sections(summary, by_key, draw(summary), examples),
         ],
         reproduce="Each run keeps its resolved recipe; the same recipe on the same inputs gives the same run. To make "
         "them again elsewhere, pass run=… with another folder.",
         commands=commands,
         facts=facts_of(data, summary),
         appendix=[by_key[key] for key in _APPENDIX if key in by_key],
-        wide=len(summary.tasks) > 4,
+        wide=len(summary.tasks) > 4 or bool(summary.answers.runs),
     )
     files = {f"codes-{task}.csv": code_file(summary, task) for task in summary.tasks if f"codes-{task}" in by_key}
     paths = write_page(folder, "report", page, files)
@@ -117,12 +139,15 @@ def write_report(
     return ReportPaths(paths.html, paths.markdown, paths.json, summary)
 
 
-def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) -> list[Section]:
+def _sections(
+    summary: Summary, tables: Mapping[str, Table], figures: Drawings, examples: Table | None
+) -> list[Section]:
+    judges = judged_runs(summary.data.further)
     frozen = frozen_sentences(summary)
     short = len(summary.comparison.differences) <= _MOST_DIFFERENCES
     codes = [table for key, table in tables.items() if key.startswith("codes-")]
 
-    def blocks(*wanted: str | Gallery | Remark | None) -> list[Table | Gallery | Remark]:
+    def blocks(*wanted: str | Gallery | Remark | Table | None) -> list[Table | Gallery | Remark]:
         known = [tables.get(one) if isinstance(one, str) else one for one in wanted]
         return [one for one in known if one is not None and not (isinstance(one, Gallery) and not one.drawings)]
 
@@ -154,6 +179,13 @@ def _sections(summary: Summary, tables: Mapping[str, Table], figures: Drawings) 
                 None if short else Gallery(figures.forest[1:], "Paired differences by task"),
             ),
         ),
+        Section(
+            "answers",
+            "How well questions are answered",
+            answer_sentences(summary.answers),
+            blocks=[*answer_tables(summary.answers), *blocks(examples)],
+        ),
+        Section(JUDGED, JUDGED_TITLE, judged_sentences(judges), blocks=judged_tables(judges)),
         Section(
             "use",
             "What it would be like to use",

@@ -50,7 +50,7 @@ class RunRecord:
 
     @property
     def stage(self) -> str:
-        """``pretrain`` or ``finetune``."""
+        """The verb that wrote it, such as ``finetune``."""
         return str(self.record.get("stage", ""))
 
     @property
@@ -60,7 +60,7 @@ class RunRecord:
 
     @property
     def task(self) -> str | None:
-        """The task's name, None for pretraining."""
+        """The task's name, None for what is no classifier."""
         task = self.record.get("task")
         return None if task is None else str(task)
 
@@ -132,6 +132,10 @@ class ReportData:
         The row that all are held against; without it each base has its own.
     budgets : dict of row key to dict
         What each row was allowed: trials, epochs.
+    answers : dict of row name to RunRecord
+        Runs that answered questions about notes.
+    further : list of RunRecord
+        Runs that trained a stack on instructions or preferences, and judges.
     """
 
     root: Path
@@ -144,12 +148,14 @@ class ReportData:
     table: str | None = None
     reference: str | None = None
     budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, RunRecord] = field(default_factory=dict)
+    further: list[RunRecord] = field(default_factory=list)
 
     @property
     def runs(self) -> list[RunRecord]:
         """All finished Runs, pretraining first."""
         finetuned = [run for stacks in self.finetune.values() for runs in stacks.values() for run in runs]
-        return [*self.pretrain.values(), *finetuned]
+        return [*self.pretrain.values(), *finetuned, *self.further, *self.answers.values()]
 
     @property
     def stacks(self) -> list[str]:

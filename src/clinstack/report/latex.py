@@ -52,6 +52,7 @@ def latex_table(table: Table, caveat: str) -> str:
     caption says ``caveat``.
     """
     columns = len(table.columns)
+    prose = rf"p{{{0.9 / columns:.2f}\linewidth}}"
     others = "l" * (columns - 2) + r"p{0.3\linewidth}" if table.words and columns > 2 else "r" * (columns - 1)
     notes = " ".join(part for part in (f"{caveat}." if caveat and not table.foreign else "", table.note) if part)
     lines = [
@@ -61,7 +62,7 @@ def latex_table(table: Table, caveat: str) -> str:
         r"\small",
         rf"\caption{{{escape(_title(table))}. {escape(notes)}}}",
         rf"\label{{tab:{table.key}}}",
-        rf"\begin{{tabular}}{{l{others}}}",
+        rf"\begin{{tabular}}{{{prose * columns if table.prose else f'l{others}'}}}",
         r"\toprule",
         _line([escape(column) for column in table.columns]),
         r"\midrule",

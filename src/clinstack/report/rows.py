@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clinstack.errors import InputError
+from clinstack.report.answers import name_runs
 from clinstack.report.collect import STACKS, ReportData, RunRecord, StackRow, find_runs, in_order, task_of
 from clinstack.tasks import OUTCOMES
 
-_STAGES = ("pretrain", "finetune")
+_FURTHER = ("instruct", "align", "judge")
+_STAGES = ("pretrain", "finetune", "generate", *_FURTHER)
 ORDER = ("full", *STACKS)
 """Specs in the order of tables: encoders are fine-tuned whole first."""
 SPEC_NAMES = {**STACKS, "full": "Fine-tuned whole"}
@@ -41,9 +43,9 @@ def collect(root: Path) -> ReportData:
     unfinished = [run for run in found if run.record.get("status") != "done"]
     if not done:
         waiting = f" ({len(unfinished)} unfinished, the first is {unfinished[0].name})" if unfinished else ""
-        raise InputError(f"{root}: no finished run below it{waiting}; run pretrain or finetune first.")
-    pretrain = _keyed([run for run in done if run.task is None])
-    finetune = _keyed([run for run in done if run.task is not None])
+        raise InputError(f"{root}: no finished run below it{waiting}; run pretrain, finetune or generate first.")
+    pretrain = _keyed([run for run in done if run.stage == "pretrain"])
+    finetune = _keyed([run for run in done if run.stage == "finetune"])
     for label, runs in pretrain.items():
         if len(runs) > 1:
             _refuse(runs[0], runs[1], "notes", label)
@@ -51,9 +53,11 @@ def collect(root: Path) -> ReportData:
     return arranged(
         root,
         {label: pretrain[label][0] for label in sorted(pretrain)},
-        [(keys[run.name], run) for run in done if run.task is not None],
+        [(keys[run.name], run) for run in done if run.stage == "finetune"],
         _stack_rows(finetune),
         unfinished=unfinished,
+        answers=name_runs([run for run in done if run.stage == "generate"]),
+        further=[run for stage in _FURTHER for run in done if run.stage == stage],
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from clinstack.errors import InputError
 from clinstack.evaluate.predictions import PREDICTION_COLUMNS, read_split
+from clinstack.report.answers import name_runs
+from clinstack.report.answers_beside import example_table
 from clinstack.report.build import ReportPaths, write_report
 from clinstack.report.collect import ReportData, RunRecord, StackRow, read_run
 from clinstack.report.pages import Section
@@ -28,7 +30,13 @@ _MOST_RECIPES = 8
 
 
 def build_comparison(
-    folders: Sequence[Path], out: Path | None = None, resamples: int = 1000, seed: int = 0
+    folders: Sequence[Path],
+    out: Path | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    examples: int = 0,
+    with_note_text: bool = False,
 ) -> ReportPaths:
     """Write ``report.html``, ``report.md`` and ``report.json`` of several folders beside each other.
 
@@ -40,6 +48,8 @@ def build_comparison(
         Folder to write into; ``comparison`` in the folder that holds them all by default.
     resamples, seed : int
         Of the bootstrap over patients.
+    examples, with_note_text : int, bool
+        As `build_report` takes them.
 
     Raises
     ------
@@ -67,12 +77,14 @@ def build_comparison(
             tables.append(recipe_table(members, stage))
     section = Section("side-by-side", "Side by side", sentences, [table for table in tables if table.rows])
     command = f"clinstack report {' '.join(names.values())}"
+    summary = summarise(paired, resamples, seed)
     return write_report(
-        summarise(paired, resamples, seed),
+        summary,
         parent / FOLDER if out is None else out,
         TITLE,
         [command],
         sections=[section],
+        examples=example_table(summary.answers, examples, with_note_text=with_note_text, seed=seed),
         further={"unpaired": unpaired},
     )
 
@@ -94,6 +106,8 @@ def _beside(parent: Path, names: Mapping[Path, str]) -> ReportData:
     finetune: list[tuple[str, RunRecord]] = []
     pretrain: dict[str, RunRecord] = {}
     unfinished: list[RunRecord] = []
+    answers: list[RunRecord] = []
+    further: list[RunRecord] = []
     for folder, name in names.items():
         part = collect_study(folder) if (folder / STUDY_FILE).is_file() else collect(folder)
         single = (folder / "run.json").is_file()
@@ -108,7 +122,18 @@ def _beside(parent: Path, names: Mapping[Path, str]) -> ReportData:
             finetune += [(named(key), _renamed(run, parent)) for key, runs in stacks.items() for run in runs]
         pretrain |= {named(label): _renamed(run, parent) for label, run in part.pretrain.items()}
         unfinished += [_renamed(run, parent) for run in part.unfinished]
-    return arranged(parent, pretrain, finetune, rows, unfinished=unfinished, reference=next(iter(rows), None))
+        answers += [_renamed(run, parent) for run in part.answers.values()]
+        further += [_renamed(run, parent) for run in part.further]
+    return arranged(
+        parent,
+        pretrain,
+        finetune,
+        rows,
+        unfinished=unfinished,
+        reference=next(iter(rows), None),
+        answers=name_runs(answers),
+        further=further,
+    )
 
 
 def _renamed(run: RunRecord, parent: Path) -> RunRecord:

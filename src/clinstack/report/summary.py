@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from clinstack.evaluate.compare import MACRO, Comparison, compare
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.evaluate.predictions import read_splits
 from clinstack.evaluate.scored import Scored
+from clinstack.report.answers import Answers, measure_runs
 from clinstack.report.collect import ReportData, RunRecord, StackRow
 from clinstack.report.published import PAPER
 from clinstack.tasks import OUTCOMES
@@ -40,6 +41,8 @@ class Summary:
         As returned by `perplexity_metrics`.
     comparison : Comparison
     resamples, seed : int
+    answers : Answers
+        The figures of generate Runs.
     """
 
     data: ReportData
@@ -47,6 +50,7 @@ class Summary:
     comparison: Comparison
     resamples: int
     seed: int
+    answers: Answers = field(default_factory=Answers)
 
     def auroc(self, stack: str, task: str) -> dict[str, Any] | None:
         """Return a stack's primary AUROC on a task (``macro`` for the mean over tasks)."""
@@ -104,6 +108,7 @@ class Summary:
             ],
             "measures": self._measures(),
             "perplexity_details": self.perplexity,
+            **self.answers.to_dict(),
             "runs": [run_facts(run) for run in self.data.runs],
             "unfinished": [run.name for run in self.data.unfinished],
             "failed": self.data.failures,
@@ -242,6 +247,7 @@ def summarise(data: ReportData, resamples: int = 1000, seed: int = 0) -> Summary
         comparison=comparison,
         resamples=resamples,
         seed=seed,
+        answers=measure_runs(data.answers, resamples, seed),
     )
 
 

@@ -34,7 +34,9 @@ class Written(Protocol):
         """Print the main tables."""
 
 
-def report_folders(folders: Sequence[Path], out: Path | None = None) -> Written:
+def report_folders(
+    folders: Sequence[Path], out: Path | None = None, *, examples: int = 0, with_note_text: bool = False
+) -> Written:
     """Write the report of a folder of Runs, of a study, or of several folders beside each other.
 
     Parameters
@@ -42,11 +44,15 @@ def report_folders(folders: Sequence[Path], out: Path | None = None) -> Written:
     folders : sequence of Path
     out : Path, optional
         Folder to write into.
+    examples : int
+        So many questions are shown with the answers of all models.
+    with_note_text : bool
+        Show them also where the patients are not invented.
 
     Raises
     ------
     InputError
-        A folder is none, or holds nothing finished.
+        A folder is none, or holds nothing finished; or examples are asked for where there are none to show.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -54,8 +60,10 @@ def report_folders(folders: Sequence[Path], out: Path | None = None) -> Written:
     if len(folders) > 1:
         from clinstack.report.side_by_side import build_comparison
 
-        return build_comparison(folders, out)
+        return build_comparison(folders, out, examples=examples, with_note_text=with_note_text)
     root = folders[0]
+    if examples and any((root / name).is_file() for name in (STUDY_FILE, "study.yaml")):
+        raise InputError(f"--examples: {root} is a study, and has no answers to questions; leave it out.")
     if (root / STUDY_FILE).is_file():
         from clinstack.report.study_report import write_study_report
 
@@ -64,7 +72,7 @@ def report_folders(folders: Sequence[Path], out: Path | None = None) -> Written:
         return report_table2(root, out)
     from clinstack.report.build import build_report
 
-    return build_report(root, out)
+    return build_report(root, out, examples=examples, with_note_text=with_note_text)
 
 
 def report_table2(root: Path, out: Path | None = None) -> TablePaths:

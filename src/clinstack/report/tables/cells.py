@@ -53,6 +53,8 @@ class Table:
         What stands above a row and those that follow it, such as the name of a base.
     folded : bool
         Whether the page shows it only when asked.
+    prose : bool
+        Whether the cells are sentences, which want lines of their own.
     foreign : bool
         Whether all its figures are the paper's, of which what a page says of its own patients and models is not true.
     """
@@ -65,6 +67,7 @@ class Table:
     words: bool = False
     groups: Mapping[int, str] = field(default_factory=dict)
     folded: bool = False
+    prose: bool = False
     foreign: bool = False
 
     @property
