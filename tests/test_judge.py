@@ -546,7 +546,7 @@ def test_agreement_with_people(place: Path, fake: Start) -> None:
         ("example_id,answers\ne0,base", "no column score"),
         ("example_id,answers,score\ne0,base,5", "row 1: the score must be a whole number"),
         ("example_id,answers,score\ne0,base,", "row 1: the score must be a whole number"),
-        ("example_id,answers,score\ne0,bass,3", "row 1: no answers are labelled 'bass'"),
+        ("example_id,answers,score\ne0,bass,3", "row 1: answers is none of base, tuned"),
         ("example_id,answers,score\ne0,base,3\ne0,base,4", "row 2: e0 has two grades"),
         ("example_id,answers,score\nx9,base,3", "no grade of an example that will be judged"),
     ],

@@ -47,7 +47,10 @@ def read_human_grades(path: Path, example_ids: Collection[str], labels: Collecti
             if example is None or label is None:
                 raise InputError(f"{where}: example_id or answers is empty; fill it in, or drop the row.")
             if label not in labels:
-                raise InputError(f"{where}: no answers are labelled {label!r}; there are {', '.join(labels)}.")
+                # Not quoted: where columns are mixed up, an answer stands in the label's place.
+                raise InputError(
+                    f"{where}: answers is none of {', '.join(labels)}; correct the label, or drop the row."
+                )
             if (example, label) in grades:
                 raise InputError(f"{where}: {example} has two grades for {label}; keep one, such as the agreed one.")
             grades[example, label] = _grade(score, where)
