@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,9 @@ def test_a_template_is_filled_once(tmp_path: Path) -> None:
 def test_wrong_prompts(tmp_path: Path, name: str, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
+    read = read_seeds if name == "seeds.txt" else partial(read_template, name=name)
     with pytest.raises(InputError, match=words):
-        if name == "seeds.txt":
-            read_seeds(str(tmp_path))
-        else:
-            read_template(str(tmp_path), name)
+        read(str(tmp_path))
 
 
 def test_prompts_can_be_copied_once(tmp_path: Path) -> None:
@@ -296,7 +295,7 @@ def test_no_note_left_is_an_error_and_nothing_is_written(tmp_path: Path, ledger:
     source = write_reports(tmp_path / "cases.jsonl", 3)
     with ScriptedServer(ledger, answer=lambda body: "short") as server:
         recipe = SynthesizeNotesRecipe.model_validate({"endpoint": endpoint_values(server)})
-        with pytest.raises(InputError, match="No note is left .*not cut off: 0"):
+        with pytest.raises(InputError, match=r"No note is left .*not cut off: 0"):
             synthesize_notes(source, tmp_path / "out", recipe)
     assert not (tmp_path / "out").exists()
     assert store_of(tmp_path / "out").exists()

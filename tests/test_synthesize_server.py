@@ -96,16 +96,18 @@ def test_kills_on_both_sides_lose_nothing_and_double_nothing(tmp_path: Path) -> 
         assert not out.exists()
     kills += 1  # the server, killed with what it was at
 
-    # Started again, while nothing listens there yet: the client waits for the server that comes back.
-    with process(server[:3] + ["--port", str(port), *server[3:]], tmp_path / "server.log") as first:
-        with process(client(notes, out, port, *healing), tmp_path / "client.log") as lasting:
-            wait_for(lambda: len(stored(store)) >= len(at_kill) + 15, 60, "further replies")
-            first.kill()
-            first.wait()
-            kills += 1
-            time.sleep(0.3)
-            with process(server[:3] + ["--port", str(port), *server[3:]], tmp_path / "server.log"):
-                assert lasting.wait(120) == 0, (tmp_path / "client.log").read_text()
+    again = [*server[:3], "--port", str(port), *server[3:]]
+    with (
+        process(again, tmp_path / "server.log") as first,
+        process(client(notes, out, port, *healing), tmp_path / "client.log") as lasting,
+    ):
+        wait_for(lambda: len(stored(store)) >= len(at_kill) + 15, 60, "further replies")
+        first.kill()
+        first.wait()
+        kills += 1
+        time.sleep(0.3)
+        with process(again, tmp_path / "server.log"):
+            assert lasting.wait(120) == 0, (tmp_path / "client.log").read_text()
 
     rows = rows_of(out)
     assert len(rows) == 64
@@ -166,7 +168,7 @@ def write_chat_model(folder: Path) -> None:
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         # Else one token in 4,096 would end an answer: all would be cut off.
-        model.lm_head.weight[tokenizer.eos_token_id] *= 40
+        model.lm_head.weight[tokenizer.eos_token_id] *= 18
     model.generation_config.do_sample = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
