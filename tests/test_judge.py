@@ -25,6 +25,7 @@ from clinstack.judge.parse import parse_scores
 from clinstack.judge.readings import Reading, scores_table
 from clinstack.judge.rubric import SHIPPED, Rubric
 from clinstack.recipe import JudgeRecipe, parse_recipe
+from clinstack.report.build import build_report
 from clinstack.report.collect import RunRecord
 from clinstack.report.judged import judged_sentences, judged_tables
 from clinstack.stages.judge import judge
@@ -428,9 +429,15 @@ def test_what_cannot_be_read_is_asked_again_then_null_and_never_zero(place: Path
     assert metrics["scores"]["broken"]["mean"]["value"] == pytest.approx(expected)
     assert metrics["differences"][0]["examples"] == 11
 
-    record = RunRecord(Path(recipe.run), "judged", read_json(Path(recipe.run) / "run.json"), {}, metrics)
-    said = " ".join(judged_sentences([record]))
-    assert "4 of 48 scores are missing: 2 replies could not be read, 0 questions got none" in said
+    (place / "runs").mkdir()
+    (place / "judged").rename(place / "runs" / "judged")
+    report = build_report(place / "runs")
+    for page in (report.html, report.markdown):
+        text = page.read_text(encoding="utf-8")
+        assert "4 of 48 scores are missing: 2 replies could not be read, 0 questions got none" in text
+        assert MARK not in text
+    assert read_json(report.json)["judged"]["judged"]["counts"]["unparsed"] == 2
+    record = RunRecord(place / "runs" / "judged", "judged", {}, {}, metrics)
     table_of_scores = judged_tables([record])[0]
     assert table_of_scores.columns[-2] == "Missing"
     assert [cells[-2].text for _, cells in table_of_scores.rows] == ["2", "2"]

@@ -15,7 +15,7 @@ from clinstack.report.console import console_tables
 from clinstack.report.figures.drawing import Drawings, draw
 from clinstack.report.judged import SECTION as JUDGED
 from clinstack.report.judged import TITLE as JUDGED_TITLE
-from clinstack.report.judged import judged_runs, judged_sentences, judged_tables
+from clinstack.report.judged import judged_dict, judged_runs, judged_sentences, judged_tables
 from clinstack.report.pages import Gallery, Page, Remark, Section, banner, shared_facts, write_page
 from clinstack.report.rows import collect
 from clinstack.report.sentences import findings, frozen_sentences
@@ -135,7 +135,7 @@ def write_report(
     )
     files = {f"codes-{task}.csv": code_file(summary, task) for task in summary.tasks if f"codes-{task}" in by_key}
     paths = write_page(folder, "report", page, files)
-    write_json(paths.json, summary.to_dict() | dict(further or {}))
+    write_json(paths.json, summary.to_dict() | judged_dict(data.further) | dict(further or {}))
     return ReportPaths(paths.html, paths.markdown, paths.json, summary)
 
 

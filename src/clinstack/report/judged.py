@@ -54,6 +54,12 @@ def judged_sentences(runs: Sequence[RunRecord]) -> list[str]:
     return sentences
 
 
+def judged_dict(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return what ``report.json`` holds of judges: each one's metrics by the name of its Run; empty without any."""
+    judges = judged_runs(runs)
+    return {"judged": {run.name: run.metrics for run in judges}} if judges else {}
+
+
 def judged_tables(runs: Sequence[RunRecord]) -> list[Table]:
     """Return the tables of judge Runs: scores, differences, and agreement."""
     tables = [_scores_table(runs), _differences_table(runs), _agreement_table(runs)]
