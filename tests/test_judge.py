@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +32,7 @@ from clinstack.report.build import build_report
 from clinstack.report.collect import RunRecord
 from clinstack.report.judged import judged_sentences, judged_tables
 from clinstack.stages.judge import judge
+from scripted_server import ScriptedServer
 
 MARK = "ZEBRA-7731"
 """Stands in every note, question and answer, and may be in no file but the store of replies."""
@@ -270,8 +274,6 @@ def test_no_reply_is_read_as_what_it_does_not_say() -> None:
     "text", ["[ " * 20000, "1 " * 20000 + "x", "A: " + " " * 40000, '{"A":' * 5000, "A: 3 " * 9000]
 )
 def test_a_model_that_repeats_itself_is_read_at_once(text: str) -> None:
-    import time
-
     begin = time.perf_counter()
     assert parse_scores(text, 2) in (None, [3, 3])
     assert time.perf_counter() - begin < 2
@@ -481,6 +483,37 @@ def test_killed_and_started_again_asks_nothing_twice(place: Path, fake: Start) -
     assert len(again.prompts) == 14  # done is done
     with pytest.raises(InputError, match="another recipe"):
         judge(recipe_of(place, again.url, seed=3))
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle(place: Path) -> None:
+    """A process that is killed in the middle and started again ends with the same bytes, and no reply paid twice.
+
+    But for those under way when it was killed: a server may have answered what nobody was there to keep.
+    """
+
+    def reply(body: dict[str, Any]) -> str:
+        return fair([text for _, text in _ANSWER.findall(body["messages"][-1]["content"])], 0)
+
+    with ScriptedServer(place / "ledger", delay=0.05, answer=reply) as server:
+        recipe = recipe_of(place, server.base_url, reference=True, endpoint={"concurrency": 2})
+        file = place / "judge.yaml"
+        file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")), encoding="utf-8")
+        command = [sys.executable, "-m", "clinstack", "judge", str(file)]
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while first.poll() is None and len(server.bodies) < 10:
+            time.sleep(0.01)
+        first.kill()
+        first.wait()
+        assert not (place / "judged" / "scores.parquet").exists()
+        assert read_json(place / "judged" / "run.json")["status"] == "running"
+        judge(recipe)
+        paid = (place / "ledger").read_text(encoding="utf-8").split()
+        assert len(set(paid)) == 72
+        assert len(paid) <= 72 + 2
+        judge(recipe_of(place, server.base_url, reference=True, run=str(place / "whole")))
+    for name in ("scores.parquet", "metrics.json"):
+        assert (place / "judged" / name).read_bytes() == (place / "whole" / name).read_bytes()
 
 
 def test_runs_may_share_replies(place: Path, fake: Start) -> None:
