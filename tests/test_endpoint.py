@@ -93,9 +93,9 @@ def test_a_remote_endpoint_needs_to_be_allowed_and_says_so(tmp_path: Path) -> No
     remote = recipe(base_url="https://8.8.8.8/v1")
     with pytest.raises(InputError, match=r"8\.8\.8\.8 is not on this machine"):
         Endpoint(remote, tmp_path / "s.sqlite")
-    assert not list(tmp_path.iterdir())
     with Endpoint(remote.model_copy(update={"allow_remote": True}), tmp_path / "s.sqlite") as endpoint:
         assert endpoint.warning == "Text leaves this machine: prompts, with the notes in them, go to 8.8.8.8."
+    assert not list(tmp_path.iterdir())  # a store without replies does not stay
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.notes.instructions import TASKS, read_instructions
 from clinstack.recipe.synthesize import SynthesizeInstructionsRecipe, SynthesizeNotesRecipe
-from clinstack.synthesize.gates import SeenTexts, missing_facts, speaks_of_a_model
+from clinstack.synthesize.gates import SeenTexts, missing_facts, speaks_of_a_model, without_thoughts
 from clinstack.synthesize.instructions import plan_instructions, synthesize_instructions
 from clinstack.synthesize.notes import plan_notes, synthesize_notes
 from clinstack.synthesize.plan import store_of
@@ -231,6 +231,13 @@ def test_phrases_and_labels() -> None:
     assert not speaks_of_a_model("A model patient with clinical signs")
     assert clean_question('Question: "Why was she admitted?"') == "Why was she admitted?"
     assert clean_question('Who said "no" and "yes"?') == 'Who said "no" and "yes"?'
+
+
+def test_thoughts_are_no_part_of_a_reply() -> None:
+    assert without_thoughts("<think>\nHm, </th>.\n</think>\n\nAspirin. ") == "Aspirin."
+    assert without_thoughts("<think>and so on") == ""
+    assert without_thoughts("They say <think> a </think> b") == "They say <think> a </think> b"
+    assert without_thoughts(None) == ""
 
 
 def test_grounding_lets_a_refusal_name_what_was_asked() -> None:

@@ -66,7 +66,7 @@ class Reply:
     text : str or None
         The answer; None where `failure` says why there is none.
     finish_reason : str or None
-        ``stop``, or ``length`` where the answer was cut off.
+        As the server says it, such as ``stop`` or ``length``; see `is_cut_off`.
     prompt_tokens, completion_tokens : int
         As the server counted.
     model : str
@@ -82,3 +82,8 @@ class Reply:
     completion_tokens: int
     model: str
     failure: str | None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the answer stops before its end: at the limit of tokens, or by the server's filter."""
+        return self.finish_reason in {"length", "content_filter"}

@@ -114,7 +114,10 @@ class ReplyStore:
             self.completion_tokens += reply.completion_tokens
 
     def close(self) -> None:
-        """Close the file and let another process use it."""
+        """Close the file and let another process use it; a store without replies goes."""
         with self._lock:
             self._connection.close()
+        if not self.count:
+            self.path.unlink(missing_ok=True)
+            Path(self._file_lock.lock_file).unlink(missing_ok=True)
         self._file_lock.release()

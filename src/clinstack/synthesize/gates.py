@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,16 @@ PHRASES = (
     "the model",
 )
 """Rows with one of these, in any case, are left out by Asclepius (make_instruction_dataset.py)."""
+_THOUGHTS = re.compile(r"^\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+
+
+def without_thoughts(text: str | None) -> str:
+    """Return a reply without blanks at its ends, and without the thoughts that reasoning models write before it.
+
+    A server with a parser for them (vLLM's ``--reasoning-parser``) takes them out itself. Thoughts without an end leave
+    nothing: the limit of tokens cut them off.
+    """
+    return _THOUGHTS.sub("", text or "", count=1).strip()
 
 
 def speaks_of_a_model(text: str) -> bool:

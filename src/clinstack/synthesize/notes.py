@@ -23,7 +23,7 @@ from clinstack.notes.attrition import Attrition
 from clinstack.notes.corpus import COLUMNS, Corpus
 from clinstack.notes.prepared import PreparedFolder, Progress, prepared_folder, refuse_other_folder
 from clinstack.recipe.synthesize import SynthesizeNotesRecipe
-from clinstack.synthesize.gates import SeenTexts, speaks_of_a_model
+from clinstack.synthesize.gates import SeenTexts, speaks_of_a_model, without_thoughts
 from clinstack.synthesize.plan import Plan, hidden, store_of
 from clinstack.synthesize.prompts import Template, read_template
 from clinstack.synthesize.seeds import request_seed
@@ -101,8 +101,9 @@ def synthesize_notes(
     EndpointError
         If the server cannot be used.
     """
+    refuse_other_folder(out)
     template = read_template(recipe.prompts, "note.txt")
-    total = plan_notes(source, out, recipe)
+    total = sum(1 for _ in _reports(source, recipe))
     with (
         Endpoint(recipe.endpoint, store_of(out), progress) as endpoint,
         prepared_folder(out, progress) as folder,
@@ -111,7 +112,7 @@ def synthesize_notes(
         counts: Counter[str] = Counter()
         rows: list[_Note] = []
         provenance: list[dict[str, Any]] = []
-        asked = _kept_notes(endpoint, source, recipe, template, counts, total.stored + total.work.requests)
+        asked = _kept_notes(endpoint, source, recipe, template, counts, total)
         for note in asked:
             rows.append(note)
             provenance.append(
@@ -200,7 +201,7 @@ def _kept_notes(
     seen = None if threshold is None else SeenTexts(threshold)
     for reply in endpoint.ask(requests(), "Notes", total):
         report, seed = asked.pop(0)
-        text = (reply.text or "").strip()
+        text = without_thoughts(reply.text)
         reason = _reason_against(reply, text, recipe, seen)
         if reason:
             counts[reason] += 1
@@ -212,7 +213,7 @@ def _reason_against(reply: Reply, text: str, recipe: SynthesizeNotesRecipe, seen
     gates = recipe.gates
     if reply.failure is not None:
         return "failed"
-    if reply.finish_reason == "length" or not gates.min_words <= len(text.split()) <= gates.max_words:
+    if reply.is_cut_off or not gates.min_words <= len(text.split()) <= gates.max_words:
         return "length"
     if gates.phrases and speaks_of_a_model(text):
         return "phrases"

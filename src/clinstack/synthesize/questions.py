@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from clinstack.endpoint import Reply, Request
 from clinstack.recipe.synthesize import SynthesizeInstructionsRecipe
-from clinstack.synthesize.gates import speaks_of_a_model
+from clinstack.synthesize.gates import speaks_of_a_model, without_thoughts
 from clinstack.synthesize.prompts import joint_digest, read_seeds, read_template
 from clinstack.synthesize.seeds import Examples, request_seed, shown, task_of
 
@@ -144,8 +144,8 @@ class Conversation:
         if reply.failure is not None:
             self.counts["answer_failed"] += 1
             return None
-        item.answer = (reply.text or "").strip()
-        item.cut_off = reply.finish_reason == "length"
+        item.answer = without_thoughts(reply.text)
+        item.cut_off = reply.is_cut_off
         item.model = reply.model
         return item
 
@@ -201,14 +201,11 @@ class Conversation:
     def _take_question(self, item: Item, reply: Reply) -> None:
         self._questions_known += 1
         item.question_known = True
-        question = clean_question(reply.text or "")
+        question = clean_question(without_thoughts(reply.text))
         gates = self._recipe.gates
         if reply.failure is not None:
             self.counts["question_failed"] += 1
-        elif (
-            reply.finish_reason == "length"
-            or not gates.min_question_words <= len(question.split()) <= gates.max_question_words
-        ):
+        elif reply.is_cut_off or not gates.min_question_words <= len(question.split()) <= gates.max_question_words:
             self.counts["question_length"] += 1
         elif gates.phrases and speaks_of_a_model(question):
             self.counts["question_phrases"] += 1
