@@ -76,13 +76,14 @@ def agreement(
     size = len(grades)
     cells = np.asarray([place[a] * size + place[b] for a, b in zip(first, second, strict=True)], dtype=np.int64)
     counted = np.ones(len(cells)) if weights is None else np.asarray(weights, dtype=np.float64)
-    indicator = np.zeros((len(cells), size * size))
-    indicator[np.arange(len(cells)), cells] = counted
-    whole = indicator.sum(axis=0).reshape(size, size)
-    resampled = (draws.weights(patient_ids) @ indicator).reshape(-1, size, size)
+    patients, owner = np.unique(np.asarray(patient_ids, dtype=np.str_), return_inverse=True)
+    by_patient = np.zeros((len(patients), size * size))
+    np.add.at(by_patient, (owner, cells), counted)
+    whole = by_patient.sum(axis=0).reshape(size, size)
+    resampled = (draws.weights(patients.tolist()) @ by_patient).reshape(-1, size, size)
     return {
         "ratings": len(cells),
-        "patients": len(set(patient_ids)),
+        "patients": len(patients),
         "exact": estimate(float(_exact(whole)), _exact(resampled), bounded=True),
         "kappa": _estimate(whole, resampled, "unweighted"),
         "kappa_quadratic": _estimate(whole, resampled, "quadratic"),

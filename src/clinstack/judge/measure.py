@@ -72,7 +72,7 @@ class _Scores:
                 self.unanswered += 1
             row = end
         self.draws: PatientDraws = draw_patients(self.patients, resamples, seed)
-        self.weights = self.draws.weights(self.patients)
+        self.place = np.searchsorted(self.draws.patients, np.asarray(self.patients, dtype=np.str_))
 
     def by_example(self, values: Sequence[tuple[int, float]]) -> FloatArray:
         """Return the mean of the values of each example, NaN where it has none."""
@@ -89,10 +89,11 @@ class _Scores:
         count = int(known.sum())
         if not count:
             return float("nan"), np.full(self.draws.resamples, np.nan), 0
-        weights = self.weights[:, known]
-        total = weights.sum(axis=1)
+        size = len(self.draws.patients)
+        sums = self.draws.counts.T @ np.bincount(self.place[known], values[known], minlength=size)
+        counts = self.draws.counts.T @ np.bincount(self.place[known], minlength=size)
         with np.errstate(invalid="ignore"):
-            resampled = (weights @ values[known]) / np.where(total > 0, total, np.nan)
+            resampled = sums / np.where(counts > 0, counts, np.nan)
         return float(values[known].mean()), np.asarray(resampled), count
 
     def estimate(

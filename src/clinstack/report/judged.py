@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clinstack.report.collect import RunRecord
-from clinstack.report.tables.cells import MISSING, Cell, Table, count, figure, number, p_value
+from clinstack.report.tables.cells import MISSING, Cell, Table, count, duration, figure, number, p_value
 
 SECTION = "judged"
 TITLE = "What a language model judged"
@@ -179,8 +179,7 @@ def judge_figures(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def estimate_sentence(estimate: Mapping[str, Any]) -> str:
     """Say what questions will come to, before they are asked."""
-    minutes = estimate["seconds"] / 60
-    time = f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+    time = duration(estimate["seconds"]).text
     cost = "" if estimate["cost"] is None else f", costing at most {estimate['cost']:,.2f} at your prices"
     stored = f" ({estimate['in_store']:,} more are answered already)" if estimate["in_store"] else ""
     return (
