@@ -125,7 +125,7 @@ def test_a_wrong_recipe_is_refused(values: dict[str, Any], said: str) -> None:
         ({"space": {"training.learning_rate": {"low": 0.1, "high": 0.2}}, "sampler": "grid"}, "a grid needs choices"),
         ({"space": {"run": {"choices": ["a"]}}}, "run is the folder of each trial"),
         ({"recipe": "demo/nothing"}, "no such recipe"),
-        ({"recipe": "demo/sweep"}, "is no recipe of pretrain or finetune"),
+        ({"recipe": "demo/sweep"}, "is no recipe of pretrain, finetune or instruct"),
         ({"recipe": "demo/pretrain", "metric": "auroc"}, "auroc is a figure of finetune"),
         ({"recipe": "demo/pretrain", "metric": "auprc"}, "auprc is a figure of finetune"),
         ({"overrides": {"training.epoch": 2}}, "unknown key training.epoch. Did you mean epochs?"),

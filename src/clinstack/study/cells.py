@@ -26,8 +26,9 @@ from rich.markup import escape
 from clinstack.engine.progress import BarUpdate, WorkerBars, console, new_progress, send_bars_to
 from clinstack.errors import ClinstackError, InputError
 from clinstack.files import read_json
+from clinstack.notes.instructions import instruction_files
 from clinstack.notes.read import examples_files, input_hashes, notes_files
-from clinstack.recipe import FinetuneRecipe, PretrainRecipe, StageRecipe, SweepRecipe
+from clinstack.recipe import FinetuneRecipe, InstructRecipe, PretrainRecipe, StageRecipe, SweepRecipe
 from clinstack.run import Run, adapter_files, is_finished
 from clinstack.study.best import adopt_trial, recipe_with_best
 from clinstack.study.devices import Devices
@@ -100,8 +101,11 @@ def is_done(cell: Cell) -> bool:
         files = notes_files(Path(recipe.notes))
     elif isinstance(recipe, FinetuneRecipe):
         files = examples_files(Path(recipe.examples))
+    elif isinstance(recipe, InstructRecipe):
+        template = [] if recipe.prompt.file is None else [recipe.prompt.file]
+        files = [*instruction_files(Path(recipe.instructions)), *template]
     else:
-        raise InputError(f"{cell.name}: a cell is a pretrain, finetune or sweep recipe, not {recipe.stage}.")
+        raise InputError(f"{cell.name}: a cell is a pretrain, finetune, instruct or sweep recipe, not {recipe.stage}.")
     return is_finished(recipe, input_hashes([*files, *adapter_files(recipe.adapters)]))
 
 
@@ -338,6 +342,7 @@ def _run(cell: Cell, fresh: bool) -> Run | Path:
 
 def _stage_of(recipe: StageRecipe) -> Callable[[bool], Run]:
     from clinstack.stages.finetune import finetune
+    from clinstack.stages.instruct import instruct
     from clinstack.stages.pretrain import pretrain
     from clinstack.sweep.sweep import sweep
 
@@ -345,9 +350,11 @@ def _stage_of(recipe: StageRecipe) -> Callable[[bool], Run]:
         return lambda fresh: pretrain(recipe, fresh=fresh)
     if isinstance(recipe, FinetuneRecipe):
         return lambda fresh: finetune(recipe, fresh=fresh)
+    if isinstance(recipe, InstructRecipe):
+        return lambda fresh: instruct(recipe, fresh=fresh)
     if isinstance(recipe, SweepRecipe):
         return lambda fresh: sweep(recipe, fresh=fresh)
-    raise InputError(f"a cell is a pretrain, finetune or sweep recipe, not {recipe.stage}")
+    raise InputError(f"a cell is a pretrain, finetune, instruct or sweep recipe, not {recipe.stage}")
 
 
 def _first_figure(run: Run | Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clinstack.errors import InputError
 from clinstack.recipe import (
     FinetuneRecipe,
+    InstructRecipe,
     PretrainRecipe,
     SpaceEntry,
     SweepRecipe,
@@ -27,7 +28,7 @@ from clinstack.recipe import (
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-TrialRecipe = PretrainRecipe | FinetuneRecipe
+TrialRecipe = PretrainRecipe | FinetuneRecipe | InstructRecipe
 Values = dict[str, Any]
 """A value for each key of the space that a trial uses, in the space's order."""
 _MOST_CHECKED = 2000
@@ -59,11 +60,12 @@ class Space:
         else:
             for key, value in _dotted(recipe.overrides):
                 set_value(plain, key, value, f"overrides: {key}")
-        if plain.get("stage") not in {"pretrain", "finetune"}:
-            raise InputError(f"recipe: {recipe.recipe} is no recipe of pretrain or finetune.")
-        if recipe.metric in {"auroc", "auprc"} and plain["stage"] == "pretrain":
+        stage = plain.get("stage")
+        if stage not in {"pretrain", "finetune", "instruct"}:
+            raise InputError(f"recipe: {recipe.recipe} is no recipe of pretrain, finetune or instruct.")
+        if recipe.metric in {"auroc", "auprc"} and stage != "finetune":
             raise InputError(
-                f"metric: {recipe.metric} is a figure of finetune; pretrain has loss (the logarithm of perplexity)."
+                f"metric: {recipe.metric} is a figure of finetune; {stage} has loss (the logarithm of perplexity)."
             )
         space = cls(recipe.recipe, plain, recipe.space)
         if "run" in space.entries:
@@ -115,7 +117,7 @@ class Space:
         for key, value in values.items():
             set_value(plain, key, value, f"space: {key}")
         recipe = parse_recipe(plain | {"run": str(run)}, f"{self.name} with {describe(values)}")
-        assert isinstance(recipe, PretrainRecipe | FinetuneRecipe)
+        assert isinstance(recipe, TrialRecipe)
         return recipe
 
     def distribution(self, key: str) -> BaseDistribution:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from clinstack.engine.progress import console
 from clinstack.errors import ClinstackError
+from clinstack.notes.instructions import instruction_files
 from clinstack.notes.read import examples_files, input_hashes, is_synthetic, notes_files
-from clinstack.recipe import PretrainRecipe, SweepRecipe, read_yaml, recipe_file, stack_label
+from clinstack.recipe import InstructRecipe, PretrainRecipe, SweepRecipe, read_yaml, recipe_file, stack_label
 from clinstack.run import Run, adapter_files, open_run
 from clinstack.sweep.propose import number_of_trials
 from clinstack.sweep.results import line_of, trial_result, write_results
@@ -82,11 +83,13 @@ def sweep_inputs(recipe: SweepRecipe) -> dict[str, str]:
 
 def _data_hashes(recipe: TrialRecipe) -> dict[str, str]:
     data = _data(recipe)
-    files = notes_files(data) if isinstance(recipe, PretrainRecipe) else examples_files(data)
-    return input_hashes([*files, *adapter_files(recipe.adapters)])
+    files_of = {"pretrain": notes_files, "instruct": instruction_files, "finetune": examples_files}[recipe.stage]
+    return input_hashes([*files_of(data), *adapter_files(recipe.adapters)])
 
 
 def _data(recipe: TrialRecipe) -> Path:
+    if isinstance(recipe, InstructRecipe):
+        return Path(recipe.instructions)
     return Path(recipe.notes if isinstance(recipe, PretrainRecipe) else recipe.examples)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clinstack.errors import DivergedError, InputError
 from clinstack.files import read_json
-from clinstack.recipe import PretrainRecipe, SweepRecipe
+from clinstack.recipe import InstructRecipe, PretrainRecipe, SweepRecipe
 from clinstack.run import PrunedError, Run
 from clinstack.sweep.propose import number_of_trials, propose
 from clinstack.sweep.space import Space, TrialRecipe
@@ -146,6 +146,10 @@ def run_stage(recipe: TrialRecipe, on_validation: Callable[[int, dict[str, float
         from clinstack.stages.pretrain import pretrain
 
         return pretrain(recipe, on_validation=on_validation)
+    if isinstance(recipe, InstructRecipe):
+        from clinstack.stages.instruct import instruct
+
+        return instruct(recipe, on_validation=on_validation)
     from clinstack.stages.finetune import finetune
 
     return finetune(recipe, on_validation=on_validation)
