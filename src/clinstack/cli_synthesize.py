@@ -177,7 +177,7 @@ def _end(out: Path, content: dict[str, Any], steps: list[dict[str, Any]], what: 
         return
     console.print(attrition_table([{"task": what, **step} for step in steps]))
     if content["synthetic"]:
-        console.print("[yellow]Synthetic: no patient stands behind these notes, and a model wrote them.")
+        console.print("[yellow]Synthetic: a model wrote these texts; nobody has checked what they say of medicine.")
     else:
         console.print("[yellow]Made from notes that are not synthetic: as confidential as they are.")
     left_out = failed.get(BUDGET_SPENT, 0)

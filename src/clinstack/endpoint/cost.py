@@ -45,7 +45,7 @@ def estimate_work(work: Work, recipe: EndpointRecipe, concurrency: int | None = 
         ``requests_per_minute``, and at ``tokens_per_minute``; and ``bound_by``, the name of that one.
     """
     tokens = work.prompt_tokens + work.completion_tokens
-    together = min(concurrency or recipe.concurrency, max(work.requests, 1))
+    together = min(concurrency or recipe.concurrency, recipe.concurrency, max(work.requests, 1))
     times = {"tokens_per_second": work.completion_tokens / recipe.tokens_per_second / together}
     if recipe.requests_per_minute is not None:
         times["requests_per_minute"] = work.requests / recipe.requests_per_minute * 60

@@ -49,7 +49,8 @@ def plan_instructions(notes: Path, out: Path, recipe: SynthesizeInstructionsReci
     """
     _refuse_out(notes, out)
     prompts = Prompts(recipe.prompts)
-    plan = Plan(recipe.endpoint)
+    # As many questions as the lag allows, and as many answers.
+    plan = Plan(recipe.endpoint, together=2 * recipe.lag)
     store = ReplyStore(store_of(out)) if store_of(out).is_file() else None
 
     def has(request: Request) -> bool:

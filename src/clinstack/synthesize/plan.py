@@ -24,12 +24,15 @@ class Plan:
         All others; as many answered tokens as are allowed.
     shown : list of (str, str)
         One prompt of each kind: its name, and the text with the note's length in its place.
+    together : int, optional
+        Requests that can be under way at a time, where that is less than the recipe's concurrency.
     """
 
     recipe: EndpointRecipe
     stored: int = 0
     work: Work = field(default_factory=lambda: Work(0, 0, 0))
     shown: list[tuple[str, str]] = field(default_factory=list)
+    together: int | None = None
 
     def add(self, request: Request) -> None:
         """Count a request that is to be sent."""
@@ -37,7 +40,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures: requests, tokens, cost, time, and what the store has."""
-        return {**estimate_work(self.work, self.recipe), "in_store": self.stored}
+        return {**estimate_work(self.work, self.recipe, self.together), "in_store": self.stored}
 
 
 def store_of(out: Path) -> Path:
