@@ -57,7 +57,8 @@ def compare_answers(
     -------
     list of dict
         ``{"a", "b", "task", "metric", "value", "interval", "p", "p_holm", "holds"}``; ``task`` is ``all`` or the name
-        of one. ``p_holm`` is corrected over the whole list, and ``holds`` says whether it is at most 0.05.
+        of one. ``p_holm`` is corrected over all differences of the whole, or over all by task: two families, for two
+        questions. ``holds`` says whether it is at most 0.05.
 
     Raises
     ------
@@ -93,9 +94,10 @@ def compare_answers(
                     | estimate(difference, drawn)
                     | {"p": bootstrap_p(difference, drawn)}
                 )
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_holm"] = adjusted
-        row["holds"] = adjusted is not None and adjusted <= LEVEL
+    for family in ([row for row in rows if (row["task"] == ALL) == whole] for whole in (True, False)):
+        for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted
+            row["holds"] = adjusted is not None and adjusted <= LEVEL
     return rows
 
 

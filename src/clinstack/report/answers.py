@@ -30,6 +30,7 @@ NAMES = {
     "answer_tokens": "Tokens",
 }
 _MAIN = ("token_f1", "exact_match", "item_f1", "rougeL", "grounding", "refusal_sensitivity", "refusal_specificity")
+_CONSOLE = ("token_f1", "rougeL", "grounding")
 _MORE = ("rouge1", "rouge2", "grounded_answers", "empty", "cut", "answer_tokens")
 _BY_TASK = ("token_f1", "exact_match", "rougeL", "grounding")
 _BASE = "base"
@@ -106,8 +107,8 @@ def name_runs(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
 
 def _name(run: RunRecord) -> str:
     shots = shots_of(run)
-    shown = f", {shots} solved example{'s' if shots > 1 else ''}" if shots else ""
-    return f"Untouched base{shown or ', zero-shot'}" if run.label == _BASE else f"{run.label}{shown}"
+    shown = f", {shots} shot{'s' if shots > 1 else ''}" if shots else ""
+    return f"Base{shown or ', zero-shot'}" if run.label == _BASE else f"{run.label}{shown}"
 
 
 def shots_of(run: RunRecord) -> int:
@@ -192,13 +193,13 @@ def answer_tables(answers: Answers) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def main_table(answers: Answers) -> Table | None:
-    """Return the table of the headline figures, None without any Run."""
-    return _main_table(answers) if answers.runs else None
+def console_table(answers: Answers) -> Table | None:
+    """Return the table of as many headline figures as a terminal has room for; None without any Run."""
+    return _main_table(answers, _CONSOLE) if answers.runs else None
 
 
-def _main_table(answers: Answers) -> Table:
-    metrics = _known(answers, _MAIN)
+def _main_table(answers: Answers, wanted: Sequence[str] = _MAIN) -> Table:
+    metrics = _known(answers, wanted)
     rows = []
     for name, found in answers.metrics.items():
         reference = answers.references.get(name)
@@ -235,7 +236,7 @@ def _difference_table(answers: Answers) -> Table:
         "answer-differences",
         "What training and prompting change",
         "Paired differences on the same questions, with 95 % intervals over patients and p-values after Holm's "
-        "correction for all differences of answers in this report, those by task included. Bold: it holds.",
+        "correction for all differences of this table. Bold: it holds.",
         ["Difference", *_heads(metrics)],
         rows,
     )
@@ -269,7 +270,7 @@ def _task_table(answers: Answers) -> Table:
         "answer-tasks",
         "Answers by task",
         "As above, for each task by itself. Bold: token F1 or grounding is above that of the untouched base by a "
-        "paired difference that holds; the other two are not tested by task.",
+        "paired difference that holds after a correction for all tasks and models; the others are not tested by task.",
         ["Answers of", *_heads(metrics), "Questions"],
         rows,
         groups=groups,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clinstack.report.answers import main_table
+from clinstack.report.answers import console_table
 from clinstack.report.judged import judged_runs, judged_tables
 from clinstack.report.sentences import headline_task
 from clinstack.report.summary import Summary
@@ -28,7 +28,7 @@ def console_tables(summary: Summary) -> list[RichTable]:
     task = headline_task(summary)
     tables = [perplexity_table(summary), auroc_table(summary, name=str)]
     tables += [difference_table(summary, [task])] if task else []
-    tables += [table] if (table := main_table(summary.answers)) else []
+    tables += [table] if (table := console_table(summary.answers)) else []
     tables += judged_tables(judged_runs(summary.data.further))
     return [rich_table(table, summary.data.caveat) for table in tables if table.rows]
 
