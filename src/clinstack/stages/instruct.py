@@ -37,6 +37,7 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
     """Run the stage, or continue it, and return its finished Run; ``on_validation`` as `train` takes it."""
     folder = Path(recipe.instructions)
     template = [] if recipe.prompt.file is None else [recipe.prompt.file]
+    instructions = chosen_instructions(recipe)
     inputs = input_hashes([*instruction_files(folder), *template, *adapter_files(recipe.adapters)])
     label = "+".join(adapter.name for adapter in recipe.adapters)
     facts = {"stage": "instruct", "label": label, "task": None, "synthetic": is_synthetic(folder)}
@@ -58,7 +59,6 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
 
         with run.timed("prepare"):
             say_notes(check_support(recipe, None).notes)
-            instructions = chosen_instructions(recipe)
             stack = build()
             prompt = Prompt.of(recipe.prompt, stack.tokenizer)
             pairs = {split: encode(stack.tokenizer, prompt, recipe, part) for split, part in instructions.items()}
