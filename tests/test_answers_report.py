@@ -159,6 +159,8 @@ def test_examples_stand_beside_each_other(ladder: Path, tmp_path: Path) -> None:
     assert heads[:3] == ["Question", "Reference", "Base, zero-shot"]
     assert SECRET not in (tmp_path / "report.json").read_text()
     assert SECRET in (tmp_path / "tables" / "answer-examples.tex").read_text()
+    build_report(ladder, out=tmp_path, resamples=50)
+    assert not (tmp_path / "tables" / "answer-examples.tex").exists()
 
 
 def test_real_patients_are_shown_only_when_asked_twice(tmp_path: Path) -> None:

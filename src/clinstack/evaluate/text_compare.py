@@ -22,7 +22,6 @@ COMPARED = (
     "item_f1",
     "rougeL",
     "grounding",
-    "grounded_answers",
     "refusal_sensitivity",
     "refusal_specificity",
 )

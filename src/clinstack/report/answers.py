@@ -23,8 +23,8 @@ NAMES = {
     "rougeL": "ROUGE-L",
     "grounding": "Grounding",
     "grounded_answers": "Grounded answers",
-    "refusal_sensitivity": "Unanswerable, refused",
-    "refusal_specificity": "Answerable, answered",
+    "refusal_sensitivity": "Refusal sensitivity",
+    "refusal_specificity": "Refusal specificity",
     "empty": "Empty",
     "cut": "Cut",
     "answer_tokens": "Tokens",
@@ -217,8 +217,8 @@ def _main_table(answers: Answers, wanted: Sequence[str] = _MAIN) -> Table:
     note += "Grounding: the share of the numbers, dates and drugs of all answers that their notes hold. "
     if "refusal_sensitivity" in metrics:
         note += (
-            "Unanswerable, refused: the share of the questions without an answer in the note that were refused; "
-            "answerable, answered: that of the others that were not. "
+            "Refusal sensitivity: the share of the questions without an answer in the note that were refused; "
+            "specificity: the share of the others that were not. "
         )
     note += "Bold: above the untouched base by a paired difference that holds after Holm's correction."
     return Table(

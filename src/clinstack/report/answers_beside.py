@@ -15,6 +15,8 @@ from clinstack.report.collect import RunRecord
 from clinstack.report.tables.cells import Cell, Table
 
 ANSWERS = "answers.parquet"
+EXAMPLES = "answer-examples"
+"""Key of the table."""
 _COLUMNS = ("example_id", "split", "answer")
 _NOTHING = "(nothing)"
 _CUT = " […]"
@@ -66,7 +68,7 @@ def example_table(answers: Answers, most: int, *, with_note_text: bool, seed: in
         cells += [Cell(_line(found[example.example_ids[0]])) for found in texts.values()]
         rows.append((f"{_line(example.questions[0])} ({example.tasks[0]})", cells))
     return Table(
-        "answer-examples",
+        EXAMPLES,
         "Answers beside each other",
         f"Questions about notes of {answers.split} patients, drawn by seed {seed} from each task in turn. […] "
         "stands where an answer had no end.",

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from clinstack.files import write_json
 from clinstack.report.answers import answer_sentences, answer_tables
-from clinstack.report.answers_beside import example_table
+from clinstack.report.answers_beside import EXAMPLES, example_table
 from clinstack.report.collect import ReportData, RunRecord
 from clinstack.report.console import console_tables
 from clinstack.report.figures.drawing import Drawings, draw
 from clinstack.report.judged import SECTION as JUDGED
 from clinstack.report.judged import TITLE as JUDGED_TITLE
 from clinstack.report.judged import judged_dict, judged_runs, judged_sentences, judged_tables
-from clinstack.report.pages import Gallery, Page, Remark, Section, banner, shared_facts, write_page
+from clinstack.report.pages import TABLES, Gallery, Page, Remark, Section, banner, shared_facts, write_page
 from clinstack.report.rows import collect
 from clinstack.report.sentences import findings, frozen_sentences
 from clinstack.report.summary import Summary, summarise
@@ -81,7 +81,7 @@ def build_report(
     """
     data = collect(root)
     commands = [f"clinstack {run.stage} {_recipe_path(run, root)}" for run in data.runs]
-    commands.append(f"clinstack report {root.name or '.'}")
+    commands.append(f"clinstack report {root.name or '.'}{f' --examples {examples}' if examples else ''}")
     summary = summarise(data, resamples, seed)
     shown = example_table(summary.answers, examples, with_note_text=with_note_text, seed=seed)
     return write_report(summary, root if out is None else out, TITLE, commands, examples=shown)
@@ -134,6 +134,9 @@ def write_report(
         wide=len(summary.tasks) > 4 or bool(summary.answers.runs),
     )
     files = {f"codes-{task}.csv": code_file(summary, task) for task in summary.tasks if f"codes-{task}" in by_key}
+    if examples is None:
+        # An earlier report's table of texts would stay, unseen, among the tables of one that promises to hold none.
+        (folder / TABLES / f"{EXAMPLES}.tex").unlink(missing_ok=True)
     paths = write_page(folder, "report", page, files)
     write_json(paths.json, summary.to_dict() | judged_dict(data.further) | dict(further or {}))
     return ReportPaths(paths.html, paths.markdown, paths.json, summary)
