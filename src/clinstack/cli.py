@@ -283,6 +283,21 @@ def validate(
 
 
 @app.command()
+def estimate(
+    arguments: Arguments = None,
+    device: Annotated[str | None, typer.Option(help="Only this card, such as T4 or 'A100 80GB'.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a batch; the recipe's without it.")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row; the recipe's without it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count trainable parameters and memory by part, and say what fits on which card, before anything is loaded."""
+    recipe = read_recipe(arguments, None)
+    from clinstack.cli_estimate import estimate_recipe
+
+    estimate_recipe(recipe, console, device=device, batch=batch, length=length, as_json=as_json)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="A folder of Runs, or a study's; several stand side by side.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; into the folder when not given.")] = None,
