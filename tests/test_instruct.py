@@ -376,7 +376,7 @@ def test_validate_shows_the_trained_tokens_and_writes_nothing(data: Path, tiny_b
     assert shown.count("⟦") == 4  # the legend's too
     assert shown.count("trained, of 248 at most") == 3
     # In color, and readable without: what is trained stands in brackets.
-    assert "\x1b[1;30;102m" in console.export_text(styles=True)
+    assert "\x1b[1;97;48;5;22m" in console.export_text(styles=True)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="--show"):
         show_examples(parse_recipe({"stage": "evaluate", "run": "x", "stack": "x", "notes": "x"}, "test"), 1, console)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from clinstack.tokens.prompts import EncodedPairs
 
-_READ, _TRAINED, _SPECIAL, _BORDER = "", "bold black on bright_green", "bold cyan", "green4"
+_READ, _TRAINED, _SPECIAL, _BORDER = "", "bold bright_white on dark_green", "bold cyan", "bold green"
 _OPEN, _BETWEEN, _CLOSE = "⟦", "│", "⟧"
 
 
