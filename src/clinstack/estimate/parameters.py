@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
+from peft import PeftConfig
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -151,7 +151,7 @@ def planned_adapter(run: str) -> tuple[str, AdapterRecipe] | None:
     """Return the preset whose Run has this path, and its one new adapter: what the path will hold once it has run."""
     for file in sorted(PRESETS.rglob("*.yaml")):
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        adapters = values.get("adapters") or ()
+        adapters: list[dict[str, Any]] = values.get("adapters") or []
         if values.get("run") == run and len(adapters) == 1 and "path" not in adapters[0]:
             name = str(file.relative_to(PRESETS).with_suffix(""))
             return name, AdapterRecipe.model_validate(adapters[0])
@@ -160,7 +160,7 @@ def planned_adapter(run: str) -> tuple[str, AdapterRecipe] | None:
 
 def _shape_of(config: Any) -> dict[str, Any]:
     """Return a PEFT configuration in the recipe's words, as far as it decides sizes."""
-    if config.__class__ in (LoraConfig, AdaLoraConfig):
+    if hasattr(config, "lora_alpha"):
         targets = config.target_modules
         return {
             "rank": config.r,
