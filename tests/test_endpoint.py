@@ -64,7 +64,8 @@ def ledger(tmp_path: Path) -> Path:
         ("8.8.8.8", False),
         ("192.0.2.1", False),
         ("2001:db8::1", False),
-        ("0.0.0.0", False),
+        ("0.0.0.0", True),
+        ("0.0.0.1", False),
     ],
 )
 def test_private_addresses(address: str, private: bool) -> None:

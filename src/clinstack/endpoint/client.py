@@ -82,6 +82,7 @@ class Endpoint:
         self._limits = RateLimits(recipe.requests_per_minute, recipe.tokens_per_minute)
         self._stop = threading.Event()
         self._lock = threading.Condition()
+        self._turn = threading.Lock()
         self._reserved = 0
         self._under_way = 0
         self._failed_in_a_row = 0
@@ -222,33 +223,37 @@ class Endpoint:
         return future
 
     def _work(self) -> None:
-        while not self._stop.is_set() and (item := self._queue.get()) is not None:
-            request, digest, future = item
+        while not self._stop.is_set():
+            # One after another, so that a budget is spent in the order of the requests, whoever is faster.
+            with self._turn:
+                item = self._queue.get()
+                if item is None:
+                    return
+                request, digest, future = item
+                tokens = request.prompt_tokens() + (request.max_tokens or self.recipe.max_tokens)
+                reserved = self._reserve(tokens)
             try:
-                future.set_result(self._answer(request, digest))
+                future.set_result(self._answer(request, digest, tokens, reserved))
             except BaseException as error:  # whatever it is, it is raised in the thread that waits for the reply
                 future.set_exception(error)
             with self._lock:
                 del self._flying[digest]
+                self._reserved -= tokens if reserved else 0
+                self._lock.notify_all()
 
-    def _answer(self, request: Request, digest: str) -> Reply:
-        """Return the reply to a request that the store does not hold; retry, and keep what comes."""
+    def _answer(self, request: Request, digest: str, tokens: int, reserved: bool) -> Reply:
+        """Return the reply to a request that the store did not hold when it was queued."""
         # The same request again, just when the first one's reply came.
         stored = self.store.get(digest)
         if stored is not None:
             self.from_store += 1
             return stored
-        tokens = request.prompt_tokens() + (request.max_tokens or self.recipe.max_tokens)
-        if not self._reserve(tokens):
+        if not reserved:
             return self._failure(request, BUDGET_SPENT)
-        try:
-            return self._try(request, digest, tokens)
-        finally:
-            with self._lock:
-                self._reserved -= tokens
-                self._lock.notify_all()
+        return self._try(request, digest, tokens)
 
     def _try(self, request: Request, digest: str, tokens: int) -> Reply:
+        """Ask; retry, and keep what comes."""
         attempt = -1
         while True:
             attempt += 1

@@ -10,7 +10,11 @@ from clinstack.errors import InputError
 
 _PRIVATE = tuple(
     ipaddress.ip_network(network)
-    for network in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
+    for network in (
+        *("127.0.0.0/8", "::1/128"),
+        *("0.0.0.0/32", "::/128"),  # servers say that they listen there; a client that asks there asks this machine
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fe80::/10"),
+    )
 )
 """RFC 1122, 1918, 4193 and 4291. Python's `is_private` also holds addresses of nobody's network."""
 

@@ -6,7 +6,7 @@ After the first step of Asclepius (Kweon et al. 2024), with gates where it has n
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +185,7 @@ def _kept_notes(
     total: int,
 ) -> Iterator[_Note]:
     """Yield the notes that pass the gates, in the order of the reports; count why the others did not."""
-    asked: list[tuple[CaseReport, int]] = []
+    asked: deque[tuple[CaseReport, int]] = deque()
 
     def requests() -> Iterator[Request]:
         for report in read_case_reports(source, recipe.text, recipe.patient_id, recipe.max_rows):
@@ -200,7 +200,7 @@ def _kept_notes(
     threshold = recipe.gates.near_duplicates
     seen = None if threshold is None else SeenTexts(threshold)
     for reply in endpoint.ask(requests(), "Notes", total):
-        report, seed = asked.pop(0)
+        report, seed = asked.popleft()
         text = without_thoughts(reply.text)
         reason = _reason_against(reply, text, recipe, seen)
         if reason:
