@@ -421,3 +421,35 @@ def test_what_a_stage_refuses(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give one of"):
         EvaluateRecipe(run="x", stack="y")
     assert not os.path.exists(tmp_path / "run" / "answers.parquet")
+
+
+@pytest.mark.slow
+def test_kill_nine_in_the_middle(tiny_base: Path, tmp_path: Path) -> None:
+    """A process that is killed between two batches, and started again, ends with the files of one that was not."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    questions = write_questions(tmp_path / "notes", patients=60)
+
+    def command(run: str) -> list[str]:
+        keys = [f"base={tiny_base}", f"instructions={questions}", "prompt.system=''", "evaluation.resamples=100"]
+        keys += ["decoding.max_new_tokens=60", "decoding.batch_size=1", "decoding.temperature=1.0"]
+        return [sys.executable, "-m", "clinstack", "generate", f"run={tmp_path / run}", *keys]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    kept = tmp_path / "killed" / "answers.partial.jsonl"
+    with subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not (kept.is_file() and kept.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = kept.read_bytes().count(b"\n")
+    assert 0 < before < 60
+    assert read_json(tmp_path / "killed" / "run.json")["status"] == "running"
+    subprocess.run(command("killed"), check=True, capture_output=True)
+    for name in ("answers.parquet", "measures.parquet", "metrics.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not kept.exists()
