@@ -94,6 +94,7 @@ def run(notebook: NotebookNode, folder: Path, environment: dict[str, str] | None
             kernel_name="python3",
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,
+            coalesce_streams=True,
         )
         client.execute()
     finally:
