@@ -23,6 +23,7 @@ from typing import Any
 
 from clinstack.endpoint.call import Caller, EndpointError, Failed
 from clinstack.endpoint.cost import Work, cost, estimate_work
+from clinstack.endpoint.health import ServerHealth
 from clinstack.endpoint.hosts import remote_host
 from clinstack.endpoint.limits import RateLimits
 from clinstack.endpoint.requests import BUDGET_SPENT, Reply, Request
@@ -35,9 +36,6 @@ _AHEAD = 16
 _LAST_WORDS = 3.0
 """Seconds that replies under way are waited for after control-C, since they are paid for."""
 _LONGEST_BACKOFF = 60.0
-_DOWN_AFTER = 8
-"""Requests that fail one after another, each with all its retries, before the server counts as down; or twice the
-concurrency if that is more."""
 
 
 class Endpoint:
@@ -77,7 +75,6 @@ class Endpoint:
         self.failures: Counter[str] = Counter()
         self.retried: Counter[str] = Counter()
         self.budget_spent = False
-        self.answered = 0
         self.from_store = 0
         self._limits = RateLimits(recipe.requests_per_minute, recipe.tokens_per_minute)
         self._stop = threading.Event()
@@ -85,9 +82,7 @@ class Endpoint:
         self._turn = threading.Lock()
         self._reserved = 0
         self._under_way = 0
-        self._failed_in_a_row = 0
-        self._reached = False
-        self._broken: EndpointError | None = None
+        self._health = ServerHealth(recipe)
         self._queue: queue.SimpleQueue[tuple[Request, str, Future[Reply]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._flying: dict[str, Future[Reply]] = {}
@@ -104,6 +99,11 @@ class Endpoint:
     def warning(self) -> str | None:
         """What a person must be told before text is sent to another house, or None."""
         return None if self.remote is None else remote_warning(self.remote)
+
+    @property
+    def answered(self) -> int:
+        """Requests that the server answered since the start."""
+        return self._health.answered
 
     def close(self) -> None:
         """Wait a moment for replies under way, and close the store."""
@@ -258,9 +258,8 @@ class Endpoint:
         while True:
             attempt += 1
             admission = self._limits.admit(tokens, self._stop)
+            self._health.check()
             with self._lock:
-                if self._broken is not None:
-                    raise self._broken
                 if admission is None or self._stop.is_set():
                     raise EndpointError("The endpoint was closed.")
                 self._under_way += 1
@@ -269,8 +268,7 @@ class Endpoint:
                 if isinstance(result, Reply):
                     self.store.put(digest, result)
             except EndpointError as error:
-                with self._lock:
-                    self._broken = self._broken or error
+                self._health.end(error)
                 raise
             finally:
                 with self._lock:
@@ -278,53 +276,15 @@ class Endpoint:
                     self._lock.notify_all()
             if isinstance(result, Reply):
                 self._limits.correct(admission, result.prompt_tokens + result.completion_tokens)
-                with self._lock:
-                    self.answered += 1
-                    self._failed_in_a_row = 0
-                    self._reached = True
+                self._health.answer()
                 return result
-            self._note(result)
+            self._health.failed_once(result)
             if not result.may_heal or attempt == self.recipe.retries:
-                self._count_failure(result)
+                self._health.failed_for_good(result, f"{self.store.count:,} replies are kept in {self.store.path}")
                 return self._failure(request, result.what)
             with self._lock:
                 self.retried[result.what] += 1
             self._back_off(result, attempt)
-
-    def _note(self, failed: Failed) -> None:
-        """Raise at once when there has been no server from the start."""
-        with self._lock:
-            self._reached = self._reached or failed.reached
-            if self._reached:
-                return
-            if self._broken is None:
-                self._broken = EndpointError(
-                    f"No server answers at {self.recipe.base_url}. Start it (such as `vllm serve "
-                    f"{self.recipe.model}`), or correct endpoint.base_url."
-                )
-            raise self._broken
-
-    def _count_failure(self, failed: Failed) -> None:
-        """Raise when request after request fails: then it is the server, not the requests."""
-        with self._lock:
-            if not failed.may_heal and self.answered:
-                return  # such as a prompt too long for the model, among others that are not
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row < max(_DOWN_AFTER, 2 * self.recipe.concurrency):
-                return
-            if self._broken is None:
-                remedy = "look whether it runs, and how busy it is"
-                if not failed.may_heal:
-                    remedy = (
-                        "its log says why: mostly a wrong endpoint.model, a prompt and max_tokens beyond the model's "
-                        "context, or another endpoint.limit_key"
-                    )
-                self._broken = EndpointError(
-                    f"{self.recipe.base_url}: the last {self._failed_in_a_row} requests all failed, the last one with: "
-                    f"{failed.what}. {self.store.count:,} replies are kept in {self.store.path}. Put the server right "
-                    f"({remedy}), and the same command goes on."
-                )
-            raise self._broken
 
     def _failure(self, request: Request, what: str) -> Reply:
         with self._lock:
