@@ -100,11 +100,11 @@ REST = [
 ON_CUDA = [
     cell("1b", "lora", 8, 512, dtype="bfloat16"),
     cell("1b", "lora", 8, 512, dtype="bfloat16", layout="padded"),
-    cell("1b", "lora", 8, 2048, dtype="bfloat16", gradient_checkpointing=True),
     cell("1b", "lora", 8, 512, dtype="bfloat16", quantize="4bit", target_modules="all-linear"),
+    cell("1b", "lora", 8, 2048, dtype="bfloat16", gradient_checkpointing=True),
+    cell("1b", "full", 4, 512, dtype="bfloat16"),
     cell("1b", "lora", 4, 1024, dtype="bfloat16", quantize="4bit", gradient_checkpointing=True),
     cell("1b", "prefix", 8, 512, dtype="bfloat16"),
-    cell("1b", "full", 4, 512, dtype="bfloat16"),
 ]
 
 
@@ -112,7 +112,6 @@ def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """Return the cells that are asked for."""
     small = QUICK if arguments.quick else QUICK + REST
     if arguments.device == "cuda":
-        # A full grid of small models takes seconds there; 8 bits and bfloat16 of them say nothing more.
         large = [] if arguments.only == "small" else ON_CUDA
         return large + ([] if arguments.only == "large" else small)
     return small
@@ -178,9 +177,13 @@ def rows_of(chosen: list[Cell], device: str) -> list[dict[str, Any]]:
                 last = (work / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
                 sys.exit(f"{described(values)} ended: " + " / ".join(last))
             measured = json.loads(line)
+            if "failed" in measured:
+                print(f"| {described(values)} | {measured['failed']} |", flush=True)
+                continue
             peak, weights = predict(recipe, device)
-            rows.append({**measured, "predicted": peak, "predicted_weights": weights, "ratio": peak / measured["peak"]})
-            print(row_text(values, rows[-1]), flush=True)
+            row = {"predicted": peak, "predicted_weights": weights, "ratio": peak / measured["peak"]}
+            rows.append({**measured, **row, "text": row_text(values, {**measured, **row})})
+            print(rows[-1]["text"], flush=True)
         process.wait()
     return rows
 
@@ -218,15 +221,16 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}\n\n{header}\n{rule}", flush=True)
     rows = rows_of(chosen, arguments.device)
     if arguments.out:
-        lines = [row_text(values, row) for values, row in zip(chosen, rows, strict=True)]
-        arguments.out.write_text("\n".join([header, rule, *lines]) + "\n", encoding="utf-8")
+        lines = [f"{name}, torch {torch.__version__}", "", header, rule, *(row["text"] for row in rows)]
+        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     ratios = [row["ratio"] for row in rows]
     summary = {
         "worst_over": round(max(ratios), 3),
         "worst_under": round(min(ratios), 3),
         "median": round(statistics.median(ratios), 3),
     }
-    print(json.dumps({"benchmark": "memory", "ratios": summary, "cells": len(rows), "device": arguments.device}))
+    counts = {"cells": len(rows), "failed": len(chosen) - len(rows), "device": arguments.device}
+    print(json.dumps({"benchmark": "memory", "ratios": summary, **counts}))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from clinstack.engine.losses import causal_loss
 from clinstack.engine.optimizer import build_optimizer
 from clinstack.engine.precision import first_scale
 from clinstack.engine.step import compute_gradients
+from clinstack.errors import ClinstackError
 from clinstack.model.stack import Stack
 from clinstack.recipe import PretrainRecipe
 from clinstack.tokens.pack import PackedBatch
@@ -213,7 +214,12 @@ def main() -> None:
     if device == "cuda":
         warm_up_cuda()
     for values in plan["cells"]:
-        print(json.dumps(measure(values, device, work / "measured.json")), flush=True)
+        try:
+            measured: dict[str, Any] = {**measure(values, device, work / "measured.json")}
+        except (ClinstackError, RuntimeError) as error:
+            # A GPU is lent for minutes: the other cells are still worth measuring.
+            measured = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+        print(json.dumps(measured), flush=True)
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
