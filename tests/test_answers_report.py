@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.evaluate.text import measure_answers
-from clinstack.files import read_json
+from clinstack.files import read_json, write_json
 from clinstack.notes.instructions import Instructions
 from clinstack.report.answers import NAMES
 from clinstack.report.build import build_report
@@ -212,3 +212,26 @@ def test_no_run_to_show(tmp_path: Path) -> None:
     write_run(tmp_path / "broken", "generate", "base", None, 0)
     with pytest.raises(InputError, match=r"measures\.parquet is missing"):
         build_report(tmp_path)
+
+
+def test_training_on_instructions_and_preferences_has_its_tables(tmp_path: Path) -> None:
+    def estimate(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": [value - 0.1, value + 0.1]}
+
+    for name in ("one", "two"):
+        write_run(tmp_path / name, "instruct", "clinical+instruct", None, 4096)
+        both = {which: {"perplexity": estimate(value)} for which, value in (("base", 31.25), ("adapted", 2.5))}
+        test = {**both, "ratio": estimate(12.5), "examples": 1234, "tokens": 5678}
+        write_json(tmp_path / name / "metrics.json", {"test": test})
+    write_run(tmp_path / "aligned", "align", "clinical+instruct+align", None, 4096)
+    prefers = {"before": estimate(0.4), "after": estimate(0.75), "difference": estimate(0.35)}
+    figures = {"prefers_chosen": prefers, "reward_accuracy": estimate(0.9), "pairs": 77}
+    write_json(tmp_path / "aligned" / "metrics.json", {"validation_chosen": figures})
+    markdown = build_report(tmp_path, resamples=50).markdown.read_text()
+    row = cells(markdown, "How well the reference answers are predicted", "clinical+instruct (one)")
+    assert row["Base"].startswith("31.2 (")
+    assert row["Tuned"].startswith("2.50 (")
+    assert (row["Answers"], row["Patients"]) == ("1,234", "test")
+    row = cells(markdown, "Which answer of a pair is the likelier one", "clinical+instruct+align")
+    assert row["Difference"].startswith("+0.350 (")
+    assert (row["Pairs"], row["Patients"]) == ("77", "validation")

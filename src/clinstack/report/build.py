@@ -23,6 +23,7 @@ from clinstack.report.summary import Summary, summarise
 from clinstack.report.tables.cells import Table
 from clinstack.report.tables.codes import code_file
 from clinstack.report.tables.listing import all_tables
+from clinstack.report.tuning import tuning_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,7 +187,7 @@ def _sections(
             "answers",
             "How well questions are answered",
             answer_sentences(summary.answers),
-            blocks=[*answer_tables(summary.answers), *blocks(examples)],
+            blocks=[*answer_tables(summary.answers), *tuning_tables(summary.data.further), *blocks(examples)],
         ),
         Section(JUDGED, JUDGED_TITLE, judged_sentences(judges), blocks=judged_tables(judges)),
         Section(
