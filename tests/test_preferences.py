@@ -141,8 +141,11 @@ def test_a_judge_of_runs_with_one_label_and_of_the_reference_is_understood(data:
         ("7 mg of heparin", None, -1.0),
         ("It helped.", True, None),
         ("The note does not mention allergies.", False, 1.0),
-        ("The note does not mention allergies.", True, None),
-        ("5 mg of warfarin", False, None),
+        ("The note does not mention allergies.", True, 0.0),
+        ("The note does not mention allergies.", None, None),
+        ("5 mg of warfarin", False, 0.0),
+        ("7 mg of heparin", False, -1.0),
+        ("It helped.", False, 0.0),
         ("5 mg of warfarin", None, 1.0),
     ],
 )

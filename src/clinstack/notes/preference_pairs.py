@@ -143,8 +143,8 @@ def pairs_from_grounding(
     """Make pairs of a grounded and an ungrounded answer to the same question, and write their folder.
 
     Chosen is an answer whose numbers, dates and drugs all stand in the note, rejected one of which some do not
-    (`clinstack.notes.grounding`). Where the instructions say whether a question can be answered, a refusal is chosen
-    only where it cannot, and an answer without facts to check only as such a refusal.
+    (`clinstack.notes.grounding`). Where the instructions say whether a question can be answered, the right refusals
+    are chosen and the wrong ones rejected, as `grounding_score` says.
 
     Parameters
     ----------
@@ -179,17 +179,21 @@ def pairs_from_grounding(
 
 
 def grounding_score(answer: str, note: str, answerable: bool | None) -> float | None:
-    """Return 1 for a grounded answer, 0 or less for an ungrounded one, None for one that grounding cannot judge.
+    """Return 1 for an answer that the note bears out, 0 or less for one that it does not, None for neither.
 
-    The more facts the note lacks the lower. An answer with nothing to check is judged only where it refuses a question
-    that the note does not answer; a refusal of a question that it does answer is never grounded, and not judged.
+    The more facts the note lacks the lower. Where it is known whether the note answers the question, a refusal is right
+    exactly where it does not, and anything else is wrong there: pairs that only punished facts would teach to refuse.
+    An answer without facts to check is not judged.
     """
     found = check_grounding(answer, note)
     if not found.is_grounded:
         return 1.0 - found.missing
-    if is_refusal(answer):
-        return 1.0 if answerable is False else None
-    return 1.0 if found.checked and answerable is not False else None
+    refuses = is_refusal(answer)
+    if answerable is None:
+        return 1.0 if found.checked and not refuses else None
+    if refuses or not answerable:
+        return 1.0 if refuses and not answerable else 0.0
+    return 1.0 if found.checked else None
 
 
 def _write(

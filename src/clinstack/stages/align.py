@@ -91,7 +91,8 @@ def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidati
     if world().size > 1:
         raise InputError("align trains in one process; start it without accelerate launch or torchrun.")
     folder = Path(recipe.preferences)
-    inputs = {**input_hashes(preference_files(folder)), **input_hashes(adapter_files(recipe.adapters))}
+    template = [recipe.prompt.file] if recipe.prompt is not None and recipe.prompt.file is not None else []
+    inputs = input_hashes([*preference_files(folder), *template, *adapter_files(recipe.adapters)])
     label = "+".join(adapter.name for adapter in recipe.adapters)
     facts = {"stage": "align", "label": label, "task": None, "synthetic": is_synthetic(folder)}
     with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
