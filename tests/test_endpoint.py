@@ -84,6 +84,7 @@ def test_a_name_is_private_only_if_all_its_addresses_are(monkeypatch: pytest.Mon
     assert not is_private_host("http://both:8000/v1")
     with pytest.raises(InputError, match=r"nowhere\.invalid is unknown"):
         is_private_host("http://nowhere.invalid/v1")
+    assert remote_host("http://nowhere.invalid/v1", allow_remote=True) == "nowhere.invalid"
     with pytest.raises(InputError, match=r"text of prompts would leave.*--allow-remote"):
         remote_host("https://both/v1", allow_remote=False)
     assert remote_host("https://both/v1", allow_remote=True) == "both"

@@ -58,11 +58,16 @@ def remote_host(base_url: str, allow_remote: bool) -> str | None:
     Raises
     ------
     InputError
-        If it is and this was not allowed.
+        If it is and this was not allowed, or its name is unknown.
     """
-    if is_private_host(base_url):
-        return None
     host = host_of(base_url)
+    try:
+        if is_private_host(base_url):
+            return None
+    except InputError:
+        # Behind a proxy, names of the outside are often known to the proxy alone.
+        if not allow_remote:
+            raise
     if not allow_remote:
         raise InputError(
             f"endpoint.base_url: {host} is not on this machine or in a private network, so the text of prompts would "
