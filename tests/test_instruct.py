@@ -219,6 +219,8 @@ def test_the_stack_remembers_its_prompt_and_computes_what_was_measured(run: Run,
     losses = pq.read_table(run.folder / "losses.parquet")
     test = losses.filter(losses["split"].to_numpy() == "test")
     assert loss == pytest.approx(sum(test["nll"].to_pylist()), rel=1e-4)
+    card = (run.folder / "stack" / "instruct" / "README.md").read_text()
+    assert "Answer the question.\n\n### Note\n{note}\n\n### Question\n{question}\n\n### Answer\n" in card
     stack.save(run.folder.parent / "copy")
     assert Stack.load(run.folder.parent / "copy").prompt == stack.prompt
 

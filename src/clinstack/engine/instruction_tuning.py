@@ -79,7 +79,7 @@ class AnswerRows(NoteRows):
 def lay_out_pairs(stack: Stack, pairs: EncodedPairs, layout: Layout, max_tokens: int) -> AnswerRows:
     """Lay prompts and answers out in rows of at most ``max_tokens``."""
     both = [
-        np.array([*prompt, *answer], dtype=np.int64)
+        np.array([*prompt, *answer], dtype=np.uint32)  # half the memory of what a batch is made of
         for prompt, answer in zip(pairs.prompts.ids, pairs.answers, strict=True)
     ]
     rows = lay_out(Documents.of(both), layout, max_tokens, stack.tokenizer.pad_token_id or 0)

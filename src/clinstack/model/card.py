@@ -11,6 +11,7 @@ from clinstack.model.lineage import HEAD_KEY
 from clinstack.model.methods.configs import VIRTUAL
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.tasks import Task
+from clinstack.tokens.prompts import Prompt
 
 if TYPE_CHECKING:
     from clinstack.model.building import Adapter
@@ -37,7 +38,12 @@ _TOGETHER = ("lora", "dora", "rslora")
 
 
 def adapter_card(
-    adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None, reads: HeadInput = BY_CONVENTION
+    adapter: Adapter,
+    beneath: Sequence[Adapter],
+    base: Base,
+    task: Task | None,
+    reads: HeadInput = BY_CONVENTION,
+    prompt: Prompt | None = None,
 ) -> str:
     """Return the text of an adapter's ``README.md``.
 
@@ -52,6 +58,8 @@ def adapter_card(
         The stack's.
     reads : HeadInput
         What the stack's head reads.
+    prompt : Prompt, optional
+        What the stack was trained to answer.
     """
     names = [other.name for other in beneath]
     if beneath:
@@ -66,6 +74,8 @@ def adapter_card(
     head = ""
     if task is not None and adapter.carries_head:
         head = f"\nIt carries the head of the task `{task.name}`: {len(task.classes)} classes.\n"
+    if prompt is not None:
+        head = f"\n{_asking(prompt)}\n"
     how, code = _opening(adapter, beneath, base, task, reads)
     return f"""---
 library_name: {"transformers" if adapter.method == "full" else "peft"}
@@ -85,6 +95,19 @@ Base model: `{base.name}`, fingerprint `{base.fingerprint}`. `../stack.json` rec
 
 Research software. An aid for people who know the data; not a medical device.
 """
+
+
+def _asking(prompt: Prompt) -> str:
+    """Return how the model wants to be asked."""
+    if prompt.chat_template is not None:
+        return (
+            "It answers questions about notes, asked by way of the base's chat template with this user's message"
+            + (" (the system's is in `../stack.json`)" if prompt.system else "")
+            + f":\n\n```\n{prompt.template}\n```"
+        )
+    system = f"{prompt.system}\n\n" if prompt.system else ""
+    text = f"{system}{prompt.template}{prompt.cue}"
+    return f"It answers questions about notes, asked with this text behind the begin token:\n\n```\n{text}\n```"
 
 
 def _opening(

@@ -134,7 +134,7 @@ def _save_adapter(
         if encoder:
             save_file(_contiguous(encoder), folder / ENCODER_FILE)
     beneath = stack.adapters[: stack.adapters.index(adapter)]
-    write_text(folder / "README.md", adapter_card(adapter, beneath, stack.base, stack.task, stack.reads))
+    write_text(folder / "README.md", adapter_card(adapter, beneath, stack.base, stack.task, stack.reads, stack.prompt))
 
 
 def load_parts(folder: Path, record: dict[str, Any], base: str | None, dtype: str | None, quantize: str) -> Parts:

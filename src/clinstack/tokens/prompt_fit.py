@@ -261,4 +261,19 @@ def _between_words(text: str, place: int, step: int) -> int:
 
 
 def _ids(encoder: TextEncoder, texts: Sequence[str]) -> list[list[int]]:
-    return [ids.tolist() for ids in encoder.ids(encoder.encode(texts))]
+    encoded = encoder.ids(encoder.encode(texts))
+    numbers = _numbers(1 + max((int(ids.max()) for ids in encoded if len(ids)), default=0))
+    return [numbers[ids].tolist() for ids in encoded]
+
+
+_shared: list[NDArray[np.object_]] = [np.empty(0, dtype=object)]
+
+
+def _numbers(count: int) -> NDArray[np.object_]:
+    """Return the integers below ``count``, each one object however often a token occurs.
+
+    A hundred million tokens would otherwise be as many objects of 28 bytes.
+    """
+    if len(_shared[0]) < count:
+        _shared[0] = np.arange(2 * count).astype(object)
+    return _shared[0]
