@@ -517,6 +517,18 @@ def test_an_instruction_adapter_can_be_continued_and_a_base_trained_whole(
     assert Stack.load(whole.folder).prompt is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_half_precision_and_checkpointed_layers_train_too(
+    method: str, tiny_base: Path, preferences: Path, tmp_path: Path
+) -> None:
+    training = {"max_steps": 3, "batch_size": 4, "gradient_checkpointing": True, "tracking": "none"}
+    values = {"preferences": str(preferences), "training": training, "dtype": "bfloat16", "max_tokens": 200}
+    run = align(recipe(tiny_base, [{"name": "align", "method": method}], run=str(tmp_path / "run"), **values))
+    metrics = read_json(run.folder / "metrics.json")
+    assert metrics["validation"][-1]["loss"] < 0.6931
+
+
 # ---------------------------------------------------------------------- what is refused
 
 
