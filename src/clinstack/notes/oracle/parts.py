@@ -15,7 +15,7 @@ _SECTIONS = {
     "PHYSICAL EXAM": "physical exam",
     "FAMILY HISTORY": "family history",
     "SOCIAL HISTORY": "social history",
-    "PERTINENT RESULTS": "results",
+    "PERTINENT RESULTS": "laboratory results",
     "HOSPITAL COURSE": "hospital course",
     "DISCHARGE MEDICATIONS": "discharge medications",
     "DISCHARGE DIAGNOSIS": "discharge diagnosis",
@@ -40,6 +40,7 @@ _SYSTEMS = {
     "breathing": "resp",
     "abdominal findings": "gi",
     "state of the skin": "skin",
+    "social history": "social",
     "pain": "pain",
     "plan": "plan",
 }
@@ -51,6 +52,7 @@ _VITALS = {
     "oxygen saturation": r"\bsat (\d{2,3}%)",
     "temperature": r"(?<!\w)t (\d{2,3}\.\d)\b",
 }
+_VITAL_SIGNS = re.compile(r"\bbp \d{2,3}/\d{2,3}(?:, (?:hr|rr|sat|t) [\d.]+%?)*(?![\d.]*\d)")
 _RESULTS = {
     "white cell count": r"\bwbc (\d+\.\d)\b",
     "hematocrit": r"\bhct (\d+\.\d)\b",
@@ -74,19 +76,21 @@ def read_parts(note: str) -> dict[str, str]:
     Values stand as in the note; the items of a list are joined with commas.
     """
     parts: dict[str, str] = {}
-    for section in split_sections(note):
+    circulation = re.search(r"^cv: (.+)$", note, re.MULTILINE)
+    for section in () if circulation else split_sections(note):
         name = _SECTIONS.get(section.name or "")
         if name and section.body and name not in parts:
             parts[name] = _one_line(section.body)
     for name, pattern in _HEAD.items():
         if found := re.search(pattern, note, re.MULTILINE):
             parts[name] = found[1].strip()
-    for name, system in _SYSTEMS.items():
+    for name, system in _SYSTEMS.items() if circulation else ():
         if found := re.search(rf"^{system}: (.+)$", note, re.MULTILINE):
             parts[name] = found[1].strip()
-    circulation = re.search(r"^cv: (.+)$", note, re.MULTILINE)
-    _add(parts, _VITALS, circulation[1] if circulation else parts.get("present illness", ""))
-    _add(parts, _RESULTS, parts.get("results", ""))
+    if signs := _VITAL_SIGNS.search(circulation[1] if circulation else parts.get("present illness", "")):
+        parts["vital signs"] = signs[0]
+    _add(parts, _VITALS, parts.get("vital signs", ""))
+    _add(parts, _RESULTS, parts.get("laboratory results", ""))
     _add(parts, _COURSE, parts.get("hospital course", ""))
     who = _PATIENT.match(parts.get("present illness", "")) or _PATIENT_LINE.search(note)
     if who:

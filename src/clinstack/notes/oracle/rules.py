@@ -49,6 +49,8 @@ _NEVER = {
 """Subjects that the cohort's notes do not have, each with what would show that one has it after all."""
 _NEVER_WORDINGS = ("What is the {}?", "Which {} does the note give?", "Give the {}.", "State the {} of the patient.")
 _REFERS = re.compile(r"(?:^|\. )((he|she|pt|patient) (?:expired|died)[^.]*)")
+_HEADED_LINE = re.compile(r"^([A-Za-z][A-Za-z ]{1,30}): .{1,100}$", re.MULTILINE)
+_MOST_QUOTATIONS = 6
 _SENTENCE_END = re.compile(r"\.(?:\s+|$)")
 
 
@@ -74,6 +76,7 @@ def pairs_of(parts: dict[str, str], note: str, draw: Callable[[str, int], int]) 
             wordings = tuple(words.format(subject) for words in _NEVER_WORDINGS)
             yield Pair(f"no {subject}", QUESTION, wordings, REFUSAL.format(subject), answerable=False)
     yield from _abbreviations(note, draw)
+    yield from _quotations(note, draw)
     yield from _coreference(parts)
     yield from _paraphrases(parts)
     yield from _summary(parts)
@@ -97,6 +100,20 @@ def _abbreviations(note: str, draw: Callable[[str, int], int]) -> Iterator[Pair]
     if absent := abbreviations_not_in(note):
         short = absent[draw("absent abbreviation", len(absent))]
         yield Pair("no abbreviation", ABBREVIATION, wordings(short), REFUSED_WORD.format(short), answerable=False)
+
+
+def _quotations(note: str, draw: Callable[[str, int], int]) -> Iterator[Pair]:
+    """Ask for lines of the note by the words before their colons, each line at most once."""
+    lines = {found[1]: found[0] for found in _HEADED_LINE.finditer(note)}
+    heads = list(lines)
+    first = draw("quotation", len(heads)) if heads else 0
+    for number, head in enumerate((heads[first:] + heads[:first])[:_MOST_QUOTATIONS], 1):
+        wordings = (
+            f'Quote the line that begins with "{head}:".',
+            f'What stands in the line "{head}:"?',
+            f'Repeat the line "{head}:" as it is written.',
+        )
+        yield Pair(f"quotation {number}", QUESTION, wordings, lines[head])
 
 
 def _coreference(parts: dict[str, str]) -> Iterator[Pair]:
