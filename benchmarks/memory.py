@@ -81,6 +81,7 @@ QUICK = [
     cell("256x4", "lora", 4, 256, quantize="4bit"),
     cell("512x6 grouped", "lora", 2, 256),
     cell("512x8", "lora", 2, 256),
+    cell("768x12", "lora", 1, 256),
 ]
 REST = [
     cell("256x4", "lora", 1, 2048),

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 from clinstack.errors import InputError
@@ -32,6 +31,7 @@ LENGTH_KEYS = {"pretrain": "context", "finetune": "max_tokens", "instruct": "max
 _PUBLISHED_CLASSES = {"length_of_stay": 4, "diagnoses": 1266, "procedures": 711}
 """Outputs of the head for tasks whose folder is not there, after van Aken et al. 2021; others have two."""
 _LONGEST_PERIOD = 6
+_MOST_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,15 @@ def length_of(recipe: TrainingStageRecipe) -> int:
     return int(getattr(recipe, key))
 
 
-def weights_of(stack: DryStack) -> Weights:
-    """Return what a stack's tensors take."""
-    quantized = {} if stack.quantize == "none" else {f"{name}.weight": True for name in quantized_names(stack.network)}
+def weights_of(stack: DryStack, quantize: str) -> Weights:
+    """Return what a stack's tensors take with the base's linear layers in so many bits."""
+    quantized = set() if quantize == "none" else {f"{name}.weight" for name in quantized_names(stack.network)}
     base = scales = adapters = 0
     whole = {adapter.name for adapter in stack.adapters if adapter.method == "full"}
     for name, parameter in stack.network.named_parameters():
         size = parameter.numel() * parameter.element_size()
-        if name in quantized:
-            numbers, extra = quantized_bytes(parameter.shape, stack.quantize)
+        if name.replace(".base_layer.", ".") in quantized:
+            numbers, extra = quantized_bytes(parameter.shape, quantize)
             base, scales = base + numbers, scales + extra
         elif stack.is_base(name) or any(stack.placed(adapter).owns(name) for adapter in whole):
             base += size
@@ -141,18 +141,26 @@ class Estimator:
     device : {"cpu", "cuda"}
     has_flash : bool
         Whether the GPU has FlashAttention 2.
+    stack : DryStack, optional
+        Of a recipe that differs in checkpointing or in the bits of the base only, to build it once.
     """
 
     def __init__(
-        self, recipe: TrainingStageRecipe, architecture: Architecture, device: str = "cuda", *, has_flash: bool = True
+        self,
+        recipe: TrainingStageRecipe,
+        architecture: Architecture,
+        device: str = "cuda",
+        *,
+        has_flash: bool = True,
+        stack: DryStack | None = None,
     ) -> None:
         self.recipe = recipe
         self.classes = classes_of(recipe)
         self._architecture = architecture
         self._device = device
         self._has_flash = has_flash
-        self.stack = build_dry_stack(recipe, architecture, self.classes)
-        self.weights = weights_of(self.stack)
+        self.stack = build_dry_stack(recipe, architecture, self.classes) if stack is None else stack
+        self.weights = weights_of(self.stack, recipe.quantize)
         self.rows = _rows_of(recipe)
         self.tokens = length_of(recipe)
         self._traced: Callable[[int, bool], Trace] = lru_cache(maxsize=None)(self._trace)
@@ -170,19 +178,20 @@ class Estimator:
         Between the sizes that are traced, and beyond them, on straight lines.
         """
         rows = rows or self.rows
-        known = sorted({1, self.rows, 2 * self.rows})
-        if rows in known:
+        if rows in {1, self.rows, 2 * self.rows}:
             return Memory(self.weights, self._traced(rows, full_logits))
-        low, high = next((pair for pair in pairwise(known) if pair[0] < rows < pair[1]), tuple(known[-2:]))
+        low, high = (1, self.rows) if rows < self.rows else (self.rows, 2 * self.rows)
         share = (rows - low) / (high - low)
         return Memory(self.weights, self._traced(low, full_logits).towards(self._traced(high, full_logits), share))
 
     def largest_batch(self, room: int) -> int:
         """Return the most rows whose memory is at most ``room`` bytes; 0 where one is too many."""
-        if self.memory(1).peak > room:
-            return 0
-        low, high = 1, 2
-        while self.memory(high).peak <= room and high < 1 << 20:
+        low, high = self.rows, 2 * self.rows
+        if self.memory().peak > room:
+            low, high = 1, self.rows
+            if self.memory(1).peak > room:
+                return 0
+        while self.memory(high).peak <= room and high < _MOST_ROWS:
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2

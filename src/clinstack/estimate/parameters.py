@@ -116,7 +116,7 @@ def build_dry_stack(
         for adapter in described:
             placed.append(place(adapter, None, network, base, placed, classes, recipe.quantize, reads))
     records = [Adapter(a.name, a.method, a.is_trainable, True, False) for a in described]
-    task = None if classes is None else Task("estimate", "multiclass", tuple(map(str, range(classes))), "")
+    task = None if classes is None else Task("estimate", "multilabel", tuple(map(str, range(classes))))
     return DryStack(Parts(base, network, tuple(placed), tuple(records), task, recipe.dtype, recipe.quantize, reads))
 
 

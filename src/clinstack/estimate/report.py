@@ -64,11 +64,12 @@ class Estimate:
         self.main = self._estimator("as it is", has_flash=any(device.has_flash for device in devices))
         self.memory = self.main.memory()
         self.whole_logits = self.main.memory(full_logits=True) if self.main.classes is None else None
-        checkpointed = recipe.training.gradient_checkpointing
         self.other_way = None
-        if self._recipe("checkpointing") is not None or checkpointed:
-            other = with_settings(recipe, checkpointing=not checkpointed)
-            self.other_way = Estimator(other, self.architecture).memory()
+        if recipe.training.gradient_checkpointing:
+            plain = with_settings(recipe, checkpointing=False)
+            self.other_way = Estimator(plain, self.architecture, stack=self.main.stack).memory()
+        elif self._recipe("checkpointing") is not None:
+            self.other_way = self._estimator("checkpointing", has_flash=True).memory()
         self.answers = [self._answer(device) for device in devices]
 
     @property
@@ -269,7 +270,8 @@ class Estimate:
         if key not in self._estimators:
             recipe = self._recipe(variant)
             assert recipe is not None
-            self._estimators[key] = Estimator(recipe, self.architecture, has_flash=has_flash)
+            stack = self.main.stack if self._estimators else None
+            self._estimators[key] = Estimator(recipe, self.architecture, has_flash=has_flash, stack=stack)
         return self._estimators[key]
 
     def _recipe(self, variant: str) -> TrainingStageRecipe | None:
