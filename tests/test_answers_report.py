@@ -134,6 +134,11 @@ def test_tables_bold_and_differences(ladder: Path, tmp_path: Path) -> None:
     assert not any(row["holds"] for row in aligned if row["b"].endswith("instruct"))
     assert "**Question Answering**" in markdown
     assert "Synthetic patients, toy base model" in markdown
+    assert {file.name for file in (tmp_path / "figures").glob("answers-*.svg")} == {
+        "answers-token-f1.svg",
+        "answers-grounding.svg",
+    }
+    assert "It is above “Base, zero-shot” in token F1, exact match, item F1, ROUGE-L, grounding and refusal" in markdown
     latex = (tmp_path / "tables" / "answers.tex").read_text()
     assert r"\textbf{" in latex
     assert r"Item F1" in latex

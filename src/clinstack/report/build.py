@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinstack.files import write_json
-from clinstack.report.answers import answer_sentences, answer_tables
 from clinstack.report.answers_beside import EXAMPLES, example_table
 from clinstack.report.collect import ReportData, RunRecord
 from clinstack.report.console import console_tables
@@ -20,6 +19,7 @@ from clinstack.report.pages import TABLES, Gallery, Page, Remark, Section, banne
 from clinstack.report.rows import collect
 from clinstack.report.sentences import findings, frozen_sentences
 from clinstack.report.summary import Summary, summarise
+from clinstack.report.tables.answers import answer_sentences, answer_tables
 from clinstack.report.tables.cells import Table
 from clinstack.report.tables.codes import code_file
 from clinstack.report.tables.listing import all_tables
@@ -146,6 +146,7 @@ def write_report(
 def _sections(
     summary: Summary, tables: Mapping[str, Table], figures: Drawings, examples: Table | None
 ) -> list[Section]:
+    answers = answer_tables(summary.answers)
     judges = judged_runs(summary.data.further)
     frozen = frozen_sentences(summary)
     short = len(summary.comparison.differences) <= _MOST_DIFFERENCES
@@ -187,7 +188,13 @@ def _sections(
             "answers",
             "How well questions are answered",
             answer_sentences(summary.answers),
-            blocks=[*answer_tables(summary.answers), *tuning_tables(summary.data.further), *blocks(examples)],
+            blocks=blocks(
+                *answers[:1],
+                Gallery(figures.answers),
+                *answers[1:],
+                *tuning_tables(summary.data.further),
+                examples,
+            ),
         ),
         Section(JUDGED, JUDGED_TITLE, judged_sentences(judges), blocks=judged_tables(judges)),
         Section(

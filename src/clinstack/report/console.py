@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clinstack.report.answers import console_table
 from clinstack.report.judged import judged_runs, judged_tables
 from clinstack.report.sentences import headline_task
 from clinstack.report.summary import Summary
+from clinstack.report.tables.answers import console_table
 from clinstack.report.tables.cells import Table
 from clinstack.report.tables.language import perplexity_table
 from clinstack.report.tables.outcomes import auroc_table, difference_table

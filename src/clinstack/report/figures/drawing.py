@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from clinstack.report.collect import RunRecord
+from clinstack.report.figures.answers import answer_figures
 from clinstack.report.figures.canvas import Drawing
 from clinstack.report.figures.forest import forest_figures
 from clinstack.report.figures.language import learning_curves, perplexity_bars, pretraining_curves
@@ -27,6 +28,7 @@ class Drawings:
     calibration: list[Drawing]
     decision: list[Drawing]
     learning: list[Drawing]
+    answers: list[Drawing]
 
     @property
     def all(self) -> list[Drawing]:
@@ -47,6 +49,7 @@ def draw(summary: Summary) -> Drawings:
         calibration=_there(reliability_figure(summary, task, caveat) for task in tasks),
         decision=_there(decision_figure(summary, task, caveat) for task in tasks),
         learning=_there(learning_curves(summary, task, caveat) for task in tasks),
+        answers=answer_figures(summary.answers, caveat),
     )
 
 
