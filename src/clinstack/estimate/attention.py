@@ -9,7 +9,7 @@ would always pick the plain one, which holds every score. So each kernel is call
     cpu         PyTorch's flash attention for CPUs, with a mask or without
     flash       FlashAttention 2 (Dao 2023): half precision, no mask, NVIDIA Ampere and later
     efficient   memory-efficient attention (Rabe and Staats 2021): any mask, which it takes as numbers
-    math        all scores [rows, heads, tokens, tokens]
+    math        all scores [rows, heads, tokens, tokens]: grouped heads without FlashAttention, dropout on a CPU
     eager       transformers' own, for bases that cap the scores (Gemma 2)
 """
 
@@ -93,8 +93,12 @@ def estimated_attention(
         return documents_attention(module, query, key, value, lengths, scaling=scaling)
     groups = query.shape[1] // key.shape[1]
     flash = _setting.has_flash and query.dtype != torch.float32 and query.shape[-1] <= _LARGEST_FLASH_HEAD
-    shared_heads = _setting.device == "cpu" or flash
-    if groups > 1 and (needs_mask or not shared_heads):
+    if groups > 1 and not needs_mask and _setting.device == "cuda" and not flash:
+        # transformers hands grouped heads to PyTorch as they are, which only FlashAttention takes of its fast kernels.
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        output = _every_score(query.float(), key.float(), value.float(), None, dropout).to(query.dtype)
+        return output.transpose(1, 2).contiguous(), None
+    if groups > 1 and needs_mask:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     bias = None
     if needs_mask:

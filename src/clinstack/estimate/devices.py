@@ -1,7 +1,7 @@
 """Graphics cards by name: how much memory a process finds there, and which attention they have.
 
 Sizes are what PyTorch calls a card's total capacity when memory runs out; the name's round number is larger. Not all of
-it can hold tensors: a CUDA process takes about half a gigabyte for its context, its kernels and cuBLAS, and PyTorch's
+it can hold tensors: a CUDA process takes most of a gigabyte for its context, its kernels and cuBLAS, and PyTorch's
 allocator cannot fill every gap. That is left out of `room`.
 """
 
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from clinstack.errors import InputError
 from clinstack.recipe.reading import suggest
 
-CONTEXT = 600 * 2**20
-"""What a CUDA process takes beside tensors: the context with PyTorch's kernels, and cuBLAS's workspaces. From about 300
-to 600 MiB by driver and card; the upper end stands here."""
+CONTEXT = 850 * 2**20
+"""What a CUDA process takes beside tensors: the context with PyTorch's kernels, 770 MiB on an H100 with CUDA 13 and
+less on older cards, and cuBLAS's workspaces."""
 FRAGMENTS = 0.03
-"""Share of the rest that gaps between PyTorch's blocks cost; batches of one size, as here, leave few."""
+"""Share of the rest that gaps between PyTorch's blocks cost when it is nearly full: it then gives blocks back that it
+keeps otherwise."""
 
 
 @dataclass(frozen=True)
