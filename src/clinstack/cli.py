@@ -324,17 +324,38 @@ def show_report(paths: Written, as_json: bool) -> None:
 
 @app.command()
 def demo(
-    root: Annotated[Path, typer.Option("--out", help="Folder of everything the demo writes.")] = Path("runs/demo"),
+    what: Annotated[
+        str | None, typer.Argument(help="instruct: instruction tuning, not the two steps.", metavar="[instruct]")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of everything it writes.", show_default="runs/demo or runs/demo-instruct"),
+    ] = None,
     patients: Annotated[int, typer.Option(min=100, help="Invented patients.")] = 1300,
     seed: Annotated[int, typer.Option(min=0, help="Of the cohort.")] = 7,
     all_tasks: Annotated[bool, typer.Option("--all-tasks", help="All five outcomes, not two.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core, at most four.")] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=100, help="Of instruct: questions with answers.", show_default="6000")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the whole two-step pipeline on an invented hospital, ending in a report."""
+    """Run the whole two-step pipeline on an invented hospital, or instruction tuning, ending in a report."""
+    if what == "instruct":
+        if all_tasks or workers is not None:
+            raise InputError("demo instruct: --all-tasks and --workers belong to the demo without instruct.")
+        from clinstack.demo_instruct import PAIRS, run_demo_instruct
+
+        folder = root or Path("runs/demo-instruct")
+        show_report(run_demo_instruct(folder, patients, seed, PAIRS if pairs is None else pairs), as_json)
+        return
+    if what is not None:
+        raise InputError(f"demo {what}: there is `clinstack demo`, and `clinstack demo instruct`.")
+    if pairs is not None:
+        raise InputError("demo: --pairs belongs to `clinstack demo instruct`.")
     from clinstack.demo import run_demo
 
-    show_report(run_demo(root, patients, seed, all_tasks=all_tasks, workers=workers), as_json)
+    show_report(run_demo(root or Path("runs/demo"), patients, seed, all_tasks=all_tasks, workers=workers), as_json)
 
 
 @app.command()

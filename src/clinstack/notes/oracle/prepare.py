@@ -121,6 +121,7 @@ def prepare_oracle(
         facts = {
             "source": "oracle",
             "synthetic": is_synthetic(notes),
+            "pairs": options.pairs,
             "unanswerable": options.unanswerable,
             "longest": options.longest,
             "note_types": list(options.note_types) if options.note_types else None,
