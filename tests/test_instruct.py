@@ -415,3 +415,27 @@ def test_a_sweep_takes_the_recipe(data: Path, tiny_base: Path, tmp_path: Path) -
     metrics = read_json(sweep(searched).folder / "metrics.json")
     assert metrics["trials"]["total"] == 2
     assert "0.02" in (tmp_path / "sweep" / "best.yaml").read_text()
+
+
+def test_the_command_validates_and_shows_only_when_asked(data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from clinstack.cli import app
+
+    recipe = tmp_path / "instruct.yaml"
+    values = recipe_of(data, tiny_base, tmp_path / "run").model_dump(mode="json")
+    recipe.write_text(yaml.safe_dump(values))
+    plain = CliRunner().invoke(app, ["validate", str(recipe)])
+    assert plain.exit_code == 0
+    assert "CHIEF COMPLAINT" not in plain.output
+    shown = CliRunner().invoke(app, ["validate", str(recipe), "--show", "1"])
+    assert shown.exit_code == 0
+    assert shown.output.count("CHIEF COMPLAINT") == 1
+    for changes, message in (
+        ({"instructions": str(tmp_path / "none")}, "has no instructions/*.parquet"),
+        ({"prompt": {"template": str(tmp_path / "none.txt")}}, "cannot be read"),
+        ({"prompt": {"chat_template": "always"}}, "has no chat template"),
+    ):
+        recipe.write_text(yaml.safe_dump(values | changes))
+        refused = CliRunner().invoke(app, ["validate", str(recipe)])
+        assert message in str(refused.exception)
