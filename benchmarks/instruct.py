@@ -84,6 +84,7 @@ def measure(ways: list[str], turns: int, threads: int, setting: dict[str, int]) 
             for index in range(turns):
                 for name in in_turn(ways, index):
                     measured[name].append(Turn.of(processes[name].ask("turn")))
+                print(f"turn {index + 1} of {turns}", file=sys.stderr)
             return measured
         finally:
             for process in processes.values():
