@@ -229,7 +229,7 @@ def test_loss_and_gradients_are_those_of_dpo_computed_the_long_way(
     stack = perturbed(built(found))
     with as_reference(stack, found.adapters):
         reference = pair_scores(stack, PAIRS, 2)
-    loss = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([2, 0, 1])
+    loss, rewards = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([2, 0, 1])
     loss.backward()
     parameters = stack.trainable_parameters()
     got = {name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None}
@@ -238,6 +238,10 @@ def test_loss_and_gradients_are_those_of_dpo_computed_the_long_way(
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert got.keys() == parameters.keys()
+    scores = pair_scores(stack, PAIRS, 3)
+    margins = (scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)
+    assert rewards["reward_margin"] == pytest.approx(found.beta * margins.mean().item(), abs=1e-4)
+    assert rewards["reward_accuracy"] == pytest.approx((margins > 0).double().mean().item())
     for name, parameter in parameters.items():
         assert parameter.grad is not None
         assert torch.allclose(got[name], parameter.grad, rtol=1e-3, atol=1e-6), name
@@ -249,7 +253,7 @@ def test_before_the_first_step_the_loss_is_that_of_a_coin(tiny_base: Path, instr
     stack = built(found)
     with as_reference(stack, found.adapters):
         reference = pair_scores(stack, PAIRS, 2)
-    loss = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1, 2])
+    loss, _ = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1, 2])
     assert loss.item() == pytest.approx(0.693147, abs=1e-5)
 
 
@@ -262,7 +266,7 @@ def test_every_loss_that_a_recipe_may_name_is_one_of_trl(tiny_base: Path, instru
     for name in names:
         smoothing = {"label_smoothing": 0.001} if name == "exo_pair" else {}
         found = recipe(tiny_base, adapters, loss=name, **smoothing)
-        loss = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1])
+        loss, _ = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1])
         stack.network.zero_grad()
         loss.backward()
         moved = [p.grad.abs().max() for p in stack.trainable_parameters().values() if p.grad is not None]
@@ -277,7 +281,7 @@ def test_virtual_tokens_are_part_of_the_policy(tiny_base: Path, tmp_path: Path) 
         reference = pair_scores(stack, PAIRS, 3)
     policy = pair_scores(stack, PAIRS, 3)
     assert not torch.allclose(policy.chosen, reference.chosen, atol=1e-2)
-    loss = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1, 2])
+    loss, _ = PreferenceLoss(stack, found, PAIRS, reference, tmp_path)([0, 1, 2])
     margin = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
     assert loss.item() == pytest.approx(float(-F.logsigmoid(0.1 * margin).mean()), rel=1e-5)
     loss.backward()
@@ -399,6 +403,10 @@ def test_a_run_prefers_the_chosen_answers_afterwards(finished: Run) -> None:
     assert (record["stage"], record["label"], record["status"]) == ("align", "clinical+instruction+align", "done")
     assert record["synthetic"] is True
     assert metrics["validation"][-1]["loss"] < 0.5
+    chosen = metrics["validation_chosen"]
+    best = metrics["validation"][metrics["best_epoch"] - 1]
+    assert chosen["reward_accuracy"]["value"] == pytest.approx(best["reward_accuracy"])
+    assert chosen["reward_margin"]["value"] == pytest.approx(best["reward_margin"], abs=1e-4)
     test = metrics["test"]
     assert test["reward_accuracy"]["value"] > 0.9
     assert test["reward_margin"]["interval"][0] > 0

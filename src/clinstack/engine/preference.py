@@ -144,13 +144,27 @@ class PreferenceLoss:
             )
         del self._policy.forward  # TRL has put its fused output layer there, which computes the prompt's logits too
 
-    def __call__(self, batch: Sequence[int]) -> Tensor:
-        """Return the mean loss of pairs by their numbers, a scalar with gradients where they are enabled."""
+    def __call__(self, batch: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        """Return what TRL makes of pairs, given by their numbers.
+
+        Returns
+        -------
+        loss : Tensor
+            The mean of the pairs, a scalar with gradients where they are enabled.
+        rewards : dict
+            ``reward_accuracy``, the share of pairs whose chosen answer has the higher implicit reward, and
+            ``reward_margin``, the mean difference of the two rewards.
+        """
         inputs = self._trainer.data_collator([self._rows[place] for place in batch])
         inputs = {name: tensor.to(self._stack.device) for name, tensor in inputs.items()}
         loss: Tensor = self._trainer.compute_loss(self._policy, inputs)  # type: ignore[no-untyped-call]
-        self._trainer._metrics["train"].clear()  # it keeps figures of every batch until somebody logs them
-        return loss
+        figures = self._trainer._metrics["train"]
+        rewards = {
+            "reward_accuracy": float(figures["rewards/accuracies"][-1]),
+            "reward_margin": float(figures["rewards/margins"][-1]),
+        }
+        figures.clear()  # it keeps those of every batch until somebody logs them
+        return loss, rewards
 
 
 def _config(recipe: AlignRecipe, folder: Path, device: torch.device) -> DPOConfig:

@@ -72,18 +72,24 @@ class AlignObjective:
 
     def loss(self, batch: Sequence[int]) -> tuple[Tensor, float]:
         """Return the summed loss of pairs and how many they are."""
-        return self._loss(batch) * len(batch), float(len(batch))
+        loss, _ = self._loss(batch)
+        return loss * len(batch), float(len(batch))
 
     def size(self, batch: Sequence[int]) -> int:
         """Return the tokens of the pairs' rows."""
         return sum(self._pairs[place].tokens for place in batch)
 
     def validate(self) -> dict[str, float]:
-        """Return the mean loss of the validation patients' pairs."""
+        """Return loss, reward accuracy and reward margin, means over the validation patients' pairs."""
         size, count = self._training.batch_size, len(self._validation)
-        batches = [list(range(at, min(at + size, count))) for at in range(0, count, size)]
-        loss = sum(float(self._validation_loss(batch)) * len(batch) for batch in batches) / count
-        return {"loss": loss, "score": -loss}
+        sums = dict.fromkeys(("loss", "reward_accuracy", "reward_margin"), 0.0)
+        for at in range(0, count, size):
+            batch = list(range(at, min(at + size, count)))
+            loss, rewards = self._validation_loss(batch)
+            for name, value in {"loss": float(loss), **rewards}.items():
+                sums[name] += value * len(batch)
+        figures = {name: value / count for name, value in sums.items()}
+        return {**figures, "score": -figures["loss"]}
 
 
 def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
