@@ -78,6 +78,7 @@ QUICK = [
     cell("256x4", "prompt", 4, 256),
     cell("256x4", "p_tuning", 4, 256),
     cell("256x4", "full", 2, 256),
+    cell("256x4", "full", 8, 256, dtype="bfloat16"),
     cell("256x4", "lora", 4, 256, quantize="4bit"),
     cell("512x6 grouped", "lora", 2, 256),
     cell("512x8", "lora", 2, 256),

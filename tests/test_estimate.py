@@ -21,7 +21,7 @@ from clinstack.estimate.attention import AttentionSetting
 from clinstack.estimate.devices import DEVICES, find_device
 from clinstack.estimate.known import KNOWN
 from clinstack.estimate.memory import Estimator, resized, rule_of_thumb, with_settings
-from clinstack.estimate.parameters import build_dry_stack, count
+from clinstack.estimate.parameters import build_dry_stack, count, planned_adapter
 from clinstack.estimate.quantized import quantized_bytes
 from clinstack.estimate.report import Estimate
 from clinstack.model.pooling import HeadInput
@@ -119,7 +119,7 @@ def test_the_presets_have_the_papers_trainable_parameters(row: PublishedRow) -> 
 
 
 def test_the_command_prints_the_papers_figure() -> None:
-    values = answer("gema2023/pretrain/llama/lora", "--device", "A100 80GB")
+    values = answer("gema2023/pretrain/llama/lora", "--device", "A100 80GB", "--batch", "1")
     assert values["trainable_parameters"] == 8_388_608
     assert values["parameters"] == 6_738_415_616
     assert values["memory"]["weights"] >= 2 * 6_738_415_616
@@ -182,8 +182,7 @@ def test_counts_are_those_of_the_methods_formulas(method: str, values: dict[str,
 def test_a_run_that_is_not_there_yet_is_counted_as_its_preset_makes_it() -> None:
     recipe: Any = load_recipe(Path("asclepius/llama3-8b"))
     assert not Path(recipe.adapters[0].path).exists()
-    (notes,) = [Estimate(recipe, [find_device("H200")]).notes()]
-    assert "asclepius/llama3-8b-pretrain" in notes[0]
+    assert planned_adapter(recipe.adapters[0].path)[0] == "asclepius/llama3-8b-pretrain"  # type: ignore[index]
     assert trainable(recipe) == trainable(load_recipe(Path("asclepius/llama3-8b-pretrain")))
 
 
@@ -255,7 +254,8 @@ def test_logits_are_made_in_parts() -> None:
     answers = estimator(recipe)
     parts, whole = answers.memory(), answers.memory(full_logits=True)
     logits = 8 * 1024 * 128_256
-    assert whole.trace.parts["loss"]["logits"] >= (2 + 4 + 4) * logits
+    # In float32, and their logarithms of probabilities; the bfloat16 ones they are from are gone by then.
+    assert whole.trace.parts["loss"]["logits"] == pytest.approx((4 + 4) * logits, rel=0.01)
     assert parts.trace.parts["loss"]["logits"] < logits
     assert whole.peak > parts.peak
 
@@ -381,7 +381,7 @@ def test_training_holds_what_was_predicted(tmp_path: Path, method: str) -> None:
     from clinstack.tokens.pack import PackedBatch
 
     config = LlamaConfig(
-        vocab_size=300, hidden_size=128, intermediate_size=344, num_hidden_layers=3, num_attention_heads=4
+        vocab_size=4096, hidden_size=128, intermediate_size=344, num_hidden_layers=3, num_attention_heads=4
     )
     config.tie_word_embeddings = False
     shutil.copytree(find_tokenizer(), tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))

@@ -25,6 +25,7 @@ from clinstack.engine import next_token
 from clinstack.engine.next_token import next_token_loss
 from clinstack.engine.optimizer import build_optimizer
 from clinstack.estimate.attention import NAME, AttentionSetting, attention_setting
+from clinstack.estimate.autocast import cast_layers
 from clinstack.estimate.parameters import DryStack
 from clinstack.estimate.quantized import quantized_layers
 from clinstack.recipe import TrainingRecipe
@@ -207,6 +208,7 @@ def trace(stack: DryStack, work: Workload) -> Trace:
         contexts.enter_context(_attention_by_name(network))
         contexts.enter_context(attention_setting(work.attention))
         contexts.enter_context(quantized_layers(network, stack.quantize, stack.dtype, work.attention.device))
+        contexts.enter_context(cast_layers(network, work.attention.cast_to))
         contexts.enter_context(_logits_of(work.attention.device))
         if work.settings.gradient_checkpointing:
             stack.use_gradient_checkpointing()
@@ -262,16 +264,15 @@ def _forward_and_backward(stack: DryStack, work: Workload, live: LiveStorages) -
     live.enter("forward", "activations")
     before = live.now["activations"]
     input_ids = torch.empty(work.rows, work.tokens, dtype=torch.int64, device=_META)
-    with _precision(stack, work):
-        if stack.task is None:
-            hidden = stack.hidden_states(input_ids).flatten(0, 1)
-            kept = live.now["activations"] - before
-            live.enter("loss", "logits")
-            loss = _language_loss(stack, work, hidden)
-            del hidden
-        else:
-            loss = _head_loss(stack, work, input_ids, live)
-            kept = live.now["activations"] - before
+    if stack.task is None:
+        hidden = stack.hidden_states(input_ids).flatten(0, 1)
+        kept = live.now["activations"] - before
+        live.enter("loss", "logits")
+        loss = _language_loss(stack, work, hidden)
+        del hidden
+    else:
+        loss = _head_loss(stack, work, input_ids, live)
+        kept = live.now["activations"] - before
     live.enter("backward", "temporary")
     loss.backward()
     return kept
@@ -304,17 +305,6 @@ def _pooled(hidden: Tensor, mask: Tensor, kind: str) -> Tensor:
         weights = mask[:, :, None].float()
         return (hidden.float() * weights).sum(1) / weights.sum(1)
     return hidden[:, 0].float()
-
-
-@contextmanager
-def _precision(stack: DryStack, work: Workload) -> Iterator[None]:
-    """As `clinstack.engine.precision.forward_precision`, which the meta device knows nothing of."""
-    whole = any(adapter.trainable and adapter.method == "full" for adapter in stack.adapters)
-    if not whole or stack.dtype == "float32":
-        yield
-        return
-    with torch.autocast(work.attention.device, dtype=getattr(torch, stack.dtype)):
-        yield
 
 
 @contextmanager

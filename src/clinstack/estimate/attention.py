@@ -44,11 +44,14 @@ class AttentionSetting:
         each token.
     has_flash : bool
         Whether the GPU has FlashAttention 2: compute capability 8.0 and later.
+    cast_to : torch.dtype or None
+        What autocast casts queries, keys and values to.
     """
 
     device: str = "cpu"
     masked: bool = False
     has_flash: bool = True
+    cast_to: torch.dtype | None = None
 
 
 _setting = AttentionSetting()
@@ -77,6 +80,8 @@ def estimated_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend in the form in which transformers calls it; shapes as in `documents_attention`."""
+    if _setting.cast_to is not None:
+        query, key, value = (states.to(_setting.cast_to) for states in (query, key, value))
     causal = bool(getattr(module, "is_causal", True)) and query.shape[2] > 1
     window = kwargs.get("sliding_window")
     needs_mask = _setting.masked or key.shape[2] != query.shape[2] or (window is not None and window < key.shape[2])

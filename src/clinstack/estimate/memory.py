@@ -21,6 +21,7 @@ from clinstack.errors import InputError
 from clinstack.estimate.activations import Trace, Workload, trace
 from clinstack.estimate.architectures import Architecture
 from clinstack.estimate.attention import AttentionSetting
+from clinstack.estimate.autocast import autocast_dtype
 from clinstack.estimate.parameters import DryStack, build_dry_stack
 from clinstack.estimate.quantized import quantized_bytes, quantized_names
 from clinstack.recipe import FinetuneRecipe, TrainingStageRecipe
@@ -119,7 +120,7 @@ def weights_of(stack: DryStack, quantize: str) -> Weights:
     whole = {adapter.name for adapter in stack.adapters if adapter.method == "full"}
     for name, parameter in stack.network.named_parameters():
         size = parameter.numel() * parameter.element_size()
-        if name.replace(".base_layer.", ".") in quantized:
+        if name in quantized:
             numbers, extra = quantized_bytes(parameter.shape, quantize)
             base, scales = base + numbers, scales + extra
         elif stack.is_base(name) or any(stack.placed(adapter).owns(name) for adapter in whole):
@@ -222,7 +223,7 @@ class Estimator:
             rows,
             self.tokens,
             self.recipe.training,
-            AttentionSetting(self._device, packs, self._has_flash),
+            AttentionSetting(self._device, packs, self._has_flash, autocast_dtype(stack)),
             full_logits=full_logits,
         )
         return trace(stack, work)
