@@ -418,7 +418,7 @@ def test_what_a_stage_refuses(tiny_base: Path, tmp_path: Path) -> None:
     moved(tiny_base, new("lora")).save(tmp_path / "stack")
     with pytest.raises(InputError, match="not trained on instructions"):
         evaluate(recipe)
-    with pytest.raises(ValueError, match="give one of"):
+    with pytest.raises(ValueError, match="or else instructions"):
         EvaluateRecipe(run="x", stack="y")
     assert not os.path.exists(tmp_path / "run" / "answers.parquet")
 

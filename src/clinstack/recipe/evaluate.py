@@ -41,8 +41,8 @@ class EvaluateRecipe(StageRecipe):
     def _one_source(self) -> EvaluateRecipe:
         if [self.notes, self.examples, self.instructions].count(None) != 2:
             raise ValueError(
-                "give one of notes (for a language model), examples (for a classifier) and instructions (for a stack "
-                "that was trained on them)"
+                "give either notes (for a language model) or examples (for a classifier), or else instructions (for a "
+                "stack that was trained on them)"
             )
         if self.tokens is not None and self.notes is None:
             raise ValueError("tokens: only notes are kept as tokens; leave it out")
