@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {},
 }
 GIB = 2**30
+SLOW = pytest.mark.slow
 
 
 def pretrain(base: Path | str, adapter: dict[str, Any] | None = None, **changes: Any) -> PretrainRecipe:
@@ -217,7 +218,9 @@ def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
     assert plain.kept > 10 * again.kept
 
 
-@pytest.mark.parametrize("method", ["lora", "adaption_prompt", "prefix", "full"])
+@pytest.mark.parametrize(
+    "method", ["prefix", *(pytest.param(m, marks=SLOW) for m in ("lora", "adaption_prompt", "full"))]
+)
 def test_a_few_layers_tell_of_all(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     more = {"adapter_layers": 20} if method == "adaption_prompt" else {}
     recipe = pretrain("Qwen/Qwen2.5-0.5B", {"method": method, **more}, context=64, training={"batch_size": 2})
@@ -261,7 +264,7 @@ def test_logits_are_made_in_parts() -> None:
 
 
 def test_rows_between_and_beyond_what_is_traced_lie_on_a_line() -> None:
-    recipe = pretrain("microsoft/phi-2", dtype="float16", context=256, training={"batch_size": 8})
+    recipe = pretrain("meta-llama/Llama-3.2-1B", dtype="float16", context=256, training={"batch_size": 8})
     line = estimator(recipe)
     for rows in (4, 40):
         exact = estimator(resized(recipe, rows, None)).memory().peak
@@ -271,7 +274,7 @@ def test_rows_between_and_beyond_what_is_traced_lie_on_a_line() -> None:
 
 
 def test_the_parts_add_up_to_the_peak() -> None:
-    values = answer("bases/phi-2", "--device", "A100 40GB", "--batch", "2", "--length", "256")
+    values = answer("demo/pretrain", "--device", "A100 40GB", "--batch", "2", "--length", "256")
     memory = values["memory"]
     fixed = memory["weights"] + memory["quantization"] + memory["adapters"]
     assert fixed + sum(memory["at_the_peak"].values()) == memory["peak"]
@@ -279,6 +282,7 @@ def test_the_parts_add_up_to_the_peak() -> None:
     assert memory["activations"] > memory["activations_checkpointed"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "dtype", "words"),
     [("google/gemma-2-2b", "bfloat16", {}), ("answerdotai/ModernBERT-base", "float32", {"task": True})],
@@ -325,6 +329,7 @@ def test_phi2_in_whole_does_not_fit_a_t4_and_with_qlora_does() -> None:
     assert t4.capacity * GIB < 6 * 2_779_683_840
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_advice() -> None:
     recipe = pretrain(
         "meta-llama/Llama-2-7b-hf", dtype="bfloat16", context=2048, training={"batch_size": 4, "accumulate": 2}
