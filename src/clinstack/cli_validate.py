@@ -72,6 +72,7 @@ def _validate_study(recipe: StudyRecipe, console: Console) -> None:
 
 def _check_files(recipe: StageRecipe) -> None:
     from clinstack.notes.instructions import instruction_files
+    from clinstack.notes.preferences import preference_files
     from clinstack.notes.read import examples_files, notes_files
 
     if isinstance(recipe, StudyRecipe):
@@ -81,6 +82,8 @@ def _check_files(recipe: StageRecipe) -> None:
         notes_files(Path(values["notes"]))
     if values.get("instructions"):
         instruction_files(Path(values["instructions"]))
+    if values.get("preferences"):
+        preference_files(Path(values["preferences"]))
     if values.get("examples"):
         examples_files(Path(values["examples"]))
     for index, adapter in enumerate(values.get("adapters", ())):
