@@ -21,7 +21,7 @@ from clinstack.recipe import PRESETS, GenerateRecipe, InstructRecipe, apply_over
 PAIRS = 6000
 LONGEST = 260
 """Characters of a note: nursing notes and radiology reports. A discharge summary fills the toy's context by itself."""
-QUESTIONS = 300
+QUESTIONS = 200
 """Of the test patients, for each model."""
 ANSWER_TOKENS = 64
 SHOWN = 8
