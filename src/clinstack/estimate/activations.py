@@ -318,6 +318,11 @@ def _attention_by_name(network: nn.Module) -> Iterator[None]:
         network.set_attn_implementation(before)  # type: ignore[operator]
 
 
+def logits_at_once(device: str) -> int:
+    """Return how many logits the loss makes at once on a device."""
+    return next_token._LOGITS[device]
+
+
 @contextmanager
 def _logits_of(device: str) -> Iterator[None]:
     """Let the loss make as many logits at once as on a device, with memory of its own."""

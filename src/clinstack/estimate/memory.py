@@ -12,13 +12,16 @@ the difference is what each layer adds.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 from clinstack.errors import InputError
-from clinstack.estimate.activations import Trace, Workload, trace
+from clinstack.estimate.activations import Trace, Workload, logits_at_once, trace
 from clinstack.estimate.architectures import Architecture
 from clinstack.estimate.attention import AttentionSetting
 from clinstack.estimate.autocast import autocast_dtype
@@ -179,11 +182,29 @@ class Estimator:
         Between the sizes that are traced, and beyond them, on straight lines.
         """
         rows = rows or self.rows
-        if rows in {1, self.rows, 2 * self.rows}:
+        known = self._traced_sizes()
+        if rows in known:
             return Memory(self.weights, self._traced(rows, full_logits))
-        low, high = (1, self.rows) if rows < self.rows else (self.rows, 2 * self.rows)
+        place = min(bisect(known, rows), len(known) - 1)
+        low, high = known[place - 1], known[place]
         share = (rows - low) / (high - low)
         return Memory(self.weights, self._traced(low, full_logits).towards(self._traced(high, full_logits), share))
+
+    def _traced_sizes(self) -> list[int]:
+        """Return the numbers of rows between which memory lies on straight lines.
+
+        It bends where a batch has as many tokens as the loss makes logits of at once.
+        """
+        sizes = {1, self.rows, 2 * self.rows}
+        if self.classes is None:
+            network: Any = self.stack.network
+            vocabulary = len(network.get_output_embeddings().weight)
+            bend = ceil(logits_at_once(self._device) / vocabulary / self.tokens)
+            if bend > self.rows:
+                sizes = {1, self.rows, bend, 2 * bend}
+            elif bend > 1:
+                sizes.add(bend)
+        return sorted(sizes)
 
     def largest_batch(self, room: int) -> int:
         """Return the most rows whose memory is at most ``room`` bytes; 0 where one is too many."""
