@@ -53,14 +53,14 @@ def test_wrong_words_are_refused() -> None:
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps already teach the form of answers; a second call does nothing anew, and other pairs are refused."""
-    monkeypatch.setattr(demo_instruct, "TRAINING", ("training.max_steps=60", "training.batch_size=2"))
-    monkeypatch.setattr(demo_instruct, "QUESTIONS", 30)
+    monkeypatch.setattr(demo_instruct, "TRAINING", ("training.max_steps=40", "training.batch_size=2"))
+    monkeypatch.setattr(demo_instruct, "QUESTIONS", 20)
     monkeypatch.setattr(demo_instruct, "ANSWER_TOKENS", 24)
     root = tmp_path / "demo"
     run_demo_instruct(root, 100, 7, 600)
     base, tuned = (read_json(root / "generate" / name / "metrics.json")["test"] for name in ("base", "tuned"))
     assert tuned["token_f1"]["value"] > base["token_f1"]["value"]
-    assert base["examples"] == tuned["examples"] == 30
+    assert base["examples"] == tuned["examples"] == 20
     report = json.loads((root / "report.json").read_text(encoding="utf-8"))
     assert report
     words = (root / "report.md").read_text(encoding="utf-8")
