@@ -64,7 +64,7 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     report = json.loads((root / "report.json").read_text(encoding="utf-8"))
     assert report
     words = (root / "report.md").read_text(encoding="utf-8")
-    assert "synthetic patients, toy base model" in words
+    assert "Synthetic patients, toy base model" in words
     done = (root / "instruct" / "run.json").stat().st_mtime_ns
     run_demo_instruct(root, 100, 7, 600)
     assert (root / "instruct" / "run.json").stat().st_mtime_ns == done

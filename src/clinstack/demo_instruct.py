@@ -44,14 +44,14 @@ def instruct_recipe(root: Path) -> InstructRecipe:
 def generate_recipes(root: Path) -> list[GenerateRecipe]:
     """Return who answers the test patients' questions: the untouched base with the same prompt, and the tuned stack."""
     instruct = instruct_recipe(root)
-    common = {
+    common: dict[str, Any] = {
         "stage": "generate",
         "instructions": instruct.instructions,
         "max_examples": QUESTIONS,
         "max_tokens": instruct.max_tokens,
         "decoding": {"max_new_tokens": ANSWER_TOKENS},
     }
-    own = [
+    own: list[dict[str, Any]] = [
         {"run": str(root / "generate" / "base"), "base": instruct.base, "prompt": instruct.prompt.model_dump()},
         {"run": str(root / "generate" / "tuned"), "stack": instruct.run},
     ]
