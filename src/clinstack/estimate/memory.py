@@ -193,7 +193,8 @@ class Estimator:
     def _traced_sizes(self) -> list[int]:
         """Return the numbers of rows between which memory lies on straight lines.
 
-        It bends where a batch has as many tokens as the loss makes logits of at once.
+        It bends where a batch has as many tokens as the loss makes logits of at once, and where it has twice as many:
+        two parts overlap for a moment.
         """
         sizes = {1, self.rows, 2 * self.rows}
         if self.classes is None:
@@ -203,7 +204,7 @@ class Estimator:
             if bend > self.rows:
                 sizes = {1, self.rows, bend, 2 * bend}
             elif bend > 1:
-                sizes.add(bend)
+                sizes |= {bend, 2 * bend}
         return sorted(sizes)
 
     def largest_batch(self, room: int) -> int:
