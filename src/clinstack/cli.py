@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -436,6 +437,10 @@ def main() -> None:
         app()
     except InterruptError as error:
         _errors.print(str(error))
+        if any(thread.name.startswith("endpoint-") for thread in threading.enumerate()):
+            # One that waits for a server, or is in the middle of an import, may hold what the interpreter's own end
+            # waits for.
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except ClinstackError as error:
         _errors.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
