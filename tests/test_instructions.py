@@ -165,6 +165,14 @@ def test_broken_folders_are_refused(folder: Path, tmp_path: Path) -> None:
         read_instructions(folder)
 
 
+def test_answers_in_the_column_task_are_refused_and_not_quoted(tmp_path: Path) -> None:
+    prepare(tmp_path / "data", rows(100))
+    change(tmp_path / "data", task=[f"the answer {number}" for number in range(200)])
+    with pytest.raises(InputError, match="200 different tasks, and 64 are the most") as caught:
+        read_instructions(tmp_path / "data")
+    assert "the answer" not in str(caught.value)
+
+
 def test_nothing_left_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"No instruction is left \(rows: 60\)"):
         prepare(tmp_path / "data", rows().slice(0, 0))

@@ -37,6 +37,8 @@ TASKS = (
 )
 COLUMNS = ("example_id", "patient_id", "note", "question", "answer", "task")
 """Of the table, all of them text; ``answerable`` (truth values), ``source`` and others may follow."""
+MOST_TASKS = 64
+"""Task names stand in metrics and messages, so a column of texts must not pass for them."""
 FOLDER = "instructions"
 _ROW_GROUP = 2048
 
@@ -126,7 +128,7 @@ def read_instructions(folder: Path, required: Sequence[str] = SPLITS) -> dict[st
     ------
     InputError
         If a table or a column is missing or of another type, a field is empty, an example id stands twice, a patient
-        has no split, or a split that is required has no rows.
+        has no split, a split that is required has no rows, or there are more than `MOST_TASKS` tasks.
     """
     files = _tables(folder)
     for file in files:
@@ -136,6 +138,12 @@ def read_instructions(folder: Path, required: Sequence[str] = SPLITS) -> dict[st
         other = next(file for file in files if file not in says)
         raise InputError(f"{other}: the column answerable is missing, but {says[0]} has it; give it to all or none.")
     rows = _read_rows(files, with_answerable=bool(says))
+    kinds = len(set(rows.tasks))
+    if kinds > MOST_TASKS:
+        raise InputError(
+            f"instructions: {folder} has {kinds:,} different tasks, and {MOST_TASKS} are the most; is task another "
+            "column? It names the kind of a question."
+        )
     split_of = _splits_of(folder, sorted(set(rows.patient_ids)))
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for place, patient in enumerate(rows.patient_ids):
