@@ -8,7 +8,6 @@ Each step is an ordinary Run of an ordinary recipe; what is done is not done aga
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ SHOWN = 8
 TRAINING = ("training.epochs=3", "training.batch_size=2", "training.schedule=linear", "training.checkpoint_every=100")
 """On top of the preset. The toy has to find out that answers are copied from notes: its base, trained on novels, does
 not copy, and below about ten thousand examples, seen anew or again, it only learns what answers look like."""
-_MOST_THREADS = 2
-"""Of training."""
 
 
 def instruct_recipe(root: Path) -> InstructRecipe:
@@ -90,15 +87,13 @@ def run_demo_instruct(root: Path, patients: int, seed: int, pairs: int = PAIRS) 
     from clinstack.stages.generate import generate
     from clinstack.stages.instruct import instruct
 
-    # One token at a time is too little work to share, and threads that wait for each other on busy cores cost more.
+    # Steps this small are hardly shared out, and threads that wait for each other on busy cores cost many times more.
     torch.set_num_threads(1)
     base, tuned = generate_recipes(root)
     console.print("The untouched base answers the test patients' questions ...")
     generate(base)
     console.print("Training on the questions and answers of the training patients ...")
-    torch.set_num_threads(min(os.cpu_count() or 1, _MOST_THREADS))
     instruct(instruct_recipe(root))
-    torch.set_num_threads(1)
     console.print("The tuned stack answers the same questions ...")
     generate(tuned)
     console.print("Writing the report: bootstrap over patients ...")
