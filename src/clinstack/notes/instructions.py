@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from clinstack.errors import InputError
 from clinstack.files import write_json
 from clinstack.notes.row_batches import batches, check_columns
-from clinstack.notes.splits import SPLITS, assign_splits
+from clinstack.notes.splits import SPLITS, assign_splits, splits_of
 
 if TYPE_CHECKING:
     from clinstack.notes.attrition import Attrition
@@ -144,7 +144,7 @@ def read_instructions(folder: Path, required: Sequence[str] = SPLITS) -> dict[st
             f"instructions: {folder} has {kinds:,} different tasks, and {MOST_TASKS} are the most; is task another "
             "column? It names the kind of a question."
         )
-    split_of = _splits_of(folder, sorted(set(rows.patient_ids)))
+    split_of = splits_of(folder, sorted(set(rows.patient_ids)), "instructions")
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for place, patient in enumerate(rows.patient_ids):
         places[split_of[patient]].append(place)
@@ -191,23 +191,6 @@ def _read_rows(files: Sequence[Path], *, with_answerable: bool) -> Instructions:
             if rows.answerable is not None:
                 rows.answerable.extend(values["answerable"])
     return rows
-
-
-def _splits_of(folder: Path, patients: list[str]) -> dict[str, str]:
-    path = folder / "splits.parquet"
-    if not path.is_file():
-        return assign_splits(patients, seed=0)
-    split_of: dict[str, str] = {}
-    for _, batch in batches(path, ("patient_id", "split")):
-        names = (str(value) for value in batch["patient_id"].to_pylist())
-        split_of.update(zip(names, batch["split"].to_pylist(), strict=True))
-    foreign = next((split for split in split_of.values() if split not in SPLITS), None)
-    if foreign is not None:
-        raise InputError(f"{path}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
-    unknown = next((patient for patient in patients if patient not in split_of), None)
-    if unknown is not None:
-        raise InputError(f"{path}: the patient {unknown} of the instructions is not in it.")
-    return split_of
 
 
 def write_instructions(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from clinstack.errors import InputError
 from clinstack.files import write_json
 from clinstack.notes.row_batches import batches, check_columns
-from clinstack.notes.splits import SPLITS, assign_splits
+from clinstack.notes.splits import SPLITS, assign_splits, splits_of
 
 if TYPE_CHECKING:
     from clinstack.notes.attrition import Attrition
@@ -121,7 +121,7 @@ def read_preferences(folder: Path, required: Sequence[str] = SPLITS) -> dict[str
             targets = (rows.example_ids, rows.patient_ids, rows.prompts, rows.chosen, rows.rejected)
             for name, target in zip(COLUMNS, targets, strict=True):
                 target.extend(values[name])
-    split_of = _splits_of(folder, sorted(set(rows.patient_ids)))
+    split_of = splits_of(folder, sorted(set(rows.patient_ids)), "pairs")
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for place, patient in enumerate(rows.patient_ids):
         places[split_of[patient]].append(place)
@@ -159,23 +159,6 @@ def _check_row(row: dict[str, str | None], where: str) -> None:
         raise InputError(f"{where}: chosen and rejected are the same; drop the row.")
     if bool(row.get("note")) != bool(row.get("question")):
         raise InputError(f"{where}: it has only one of note and question; give both, or neither and a prompt.")
-
-
-def _splits_of(folder: Path, patients: list[str]) -> dict[str, str]:
-    path = folder / "splits.parquet"
-    if not path.is_file():
-        return assign_splits(patients, seed=0)
-    split_of: dict[str, str] = {}
-    for _, batch in batches(path, ("patient_id", "split")):
-        names = (str(value) for value in batch["patient_id"].to_pylist())
-        split_of.update(zip(names, batch["split"].to_pylist(), strict=True))
-    foreign = next((split for split in split_of.values() if split not in SPLITS), None)
-    if foreign is not None:
-        raise InputError(f"{path}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
-    unknown = next((patient for patient in patients if patient not in split_of), None)
-    if unknown is not None:
-        raise InputError(f"{path}: the patient {unknown} of the pairs is not in it.")
-    return split_of
 
 
 def write_preferences(

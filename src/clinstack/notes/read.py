@@ -15,7 +15,7 @@ from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file
 from clinstack.notes.row_batches import batches, check_columns
 from clinstack.notes.sections.find import SectionSpan
-from clinstack.notes.splits import assign_splits
+from clinstack.notes.splits import splits_of
 from clinstack.tasks import Task
 
 SPLITS = ("train", "validation", "test")
@@ -113,7 +113,7 @@ def survey_notes(folder: Path, note_types: Sequence[str] | None = None) -> Notes
         for _, batch in batches(file, ("patient_id", "note_type")):
             patients, kinds = (map(str, batch[name].to_pylist()) for name in ("patient_id", "note_type"))
             counts.update(zip(patients, kinds, strict=True))
-    split_of = _splits_of(folder, sorted({patient for patient, _ in counts}))
+    split_of = splits_of(folder, sorted({patient for patient, _ in counts}), "notes")
     occurring = {kind for _, kind in counts}
     missing = sorted(set(note_types or ()) - occurring)
     if missing:
@@ -166,22 +166,6 @@ def read_notes(folder: Path, note_types: Sequence[str] | None) -> dict[str, Note
 
 def _note_tables(folder: Path) -> list[Path]:
     return [file for file in notes_files(folder) if file != folder / "splits.parquet"]
-
-
-def _splits_of(folder: Path, patients: list[str]) -> dict[str, str]:
-    path = folder / "splits.parquet"
-    if not path.is_file():
-        return assign_splits(patients, seed=0)
-    table = _read(path, ("patient_id", "split"))
-    ids = (str(item) for item in table["patient_id"].to_pylist())
-    split_of = dict(zip(ids, table["split"].to_pylist(), strict=True))
-    foreign = next((split for split in split_of.values() if split not in SPLITS), None)
-    if foreign is not None:
-        raise InputError(f"{path}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
-    unknown = next((patient for patient in patients if patient not in split_of), None)
-    if unknown is not None:
-        raise InputError(f"{path}: the patient {unknown} of the notes is not in it.")
-    return split_of
 
 
 def examples_files(folder: Path) -> list[Path]:

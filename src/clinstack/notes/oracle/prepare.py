@@ -22,7 +22,7 @@ from clinstack.notes.oracle.rules import Pair, pairs_of
 from clinstack.notes.prepared import Progress, prepared_folder
 from clinstack.notes.read import is_synthetic, notes_files
 from clinstack.notes.row_batches import batches, check_columns
-from clinstack.notes.splits import SPLITS, assign_splits
+from clinstack.notes.splits import splits_of
 
 _COLUMNS = ("note_id", "patient_id", "note_type", "text")
 _SCHEMA = pa.schema(
@@ -117,7 +117,7 @@ def prepare_oracle(
     attrition = Attrition()
     with prepared_folder(out, progress) as prepared:
         drawn = _draw(asked, options, attrition)
-        splits = _splits_of(notes, asked.patients)
+        splits = splits_of(notes, sorted(asked.patients), "notes")
         facts = {
             "source": "oracle",
             "synthetic": is_synthetic(notes),
@@ -253,18 +253,3 @@ def _rows(
             rows = []
     if rows:
         yield pa.Table.from_pylist(rows, _SCHEMA)
-
-
-def _splits_of(notes: Path, patients: set[str]) -> dict[str, str]:
-    """Return the split of each patient in the Notes, or by a hash of the id where the Notes do not say."""
-    path = notes / "splits.parquet"
-    if not path.is_file():
-        return assign_splits(patients, seed=0)
-    split_of: dict[str, str] = {}
-    for _, batch in batches(path, ("patient_id", "split")):
-        names = map(str, batch["patient_id"].to_pylist())
-        split_of.update(zip(names, batch["split"].to_pylist(), strict=True))
-    foreign = next((split for split in split_of.values() if split not in SPLITS), None)
-    if foreign is not None:
-        raise InputError(f"{path}: the split {foreign!r} is none of {', '.join(SPLITS)}.")
-    return split_of
