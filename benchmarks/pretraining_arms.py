@@ -96,6 +96,9 @@ class Turns:
         self._cpu += time.process_time() - cpu
         self._steps += 1
         self._left -= 1
+        if self._cuda and self._left == self._setting.steps:
+            # The first step of a turn allocates anew what was given back while others had theirs.
+            self._reset()
         if self._left:
             return
         answer = {
@@ -111,6 +114,9 @@ class Turns:
         self._answers.write(json.dumps(answer) + "\n")
         self._reset()
         self._left = self._setting.steps
+        if self._cuda:
+            self._left += 1
+            self._cuda.empty_cache()
         if sys.stdin.readline().strip() != "turn":
             # Trainers would go on to save and say good-bye.
             os._exit(0)
