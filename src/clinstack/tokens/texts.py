@@ -176,20 +176,44 @@ def encode_texts(
     InputError
         If the suffix leaves no room for the text, or chunks of this size would not move on.
     """
-    encoder = TextEncoder(tokenizer)
-    frame = Frame.of(tokenizer, reading)
-    filler = int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.pad_token_id or 0)
-    report = CutReport(reading)
-    pieces: list[Tokens] = []
-    owners: list[int] = []
-    for start in range(0, len(texts), _BATCH):
-        batch = texts[start : start + _BATCH]
-        known = [None] * len(batch) if sections is None else sections[start : start + _BATCH]
-        encode = _by_sections if reading.keep == "sections" else _by_ranges
-        for place, parts in enumerate(encode(encoder, frame, report, batch, known), start):
-            pieces += [frame.around(part, filler) for part in parts]
-            owners += [place] * len(parts)
-    return EncodedTexts(pieces, np.array(owners, dtype=np.int64), report.to_dict(pieces))
+    return NoteEncoder(tokenizer, reading).encode(texts, sections)
+
+
+class NoteEncoder:
+    """What `encode_texts` does, for texts that come one after another.
+
+    What it needs of the tokenizer is made once, which takes longer than to encode a note.
+
+    Raises
+    ------
+    InputError
+        As `encode_texts`.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, reading: Reading, encoder: TextEncoder | None = None
+    ) -> None:
+        self._encoder = encoder or TextEncoder(tokenizer)
+        self._reading = reading
+        self._frame = Frame.of(tokenizer, reading)
+        begin = tokenizer.bos_token_id
+        self._filler = int(begin if begin is not None else tokenizer.pad_token_id or 0)
+
+    def encode(
+        self, texts: Sequence[str], sections: Sequence[Sequence[SectionSpan] | None] | None = None
+    ) -> EncodedTexts:
+        """Encode texts; see `encode_texts`."""
+        report = CutReport(self._reading)
+        pieces: list[Tokens] = []
+        owners: list[int] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = texts[start : start + _BATCH]
+            known = [None] * len(batch) if sections is None else sections[start : start + _BATCH]
+            encode = _by_sections if self._reading.keep == "sections" else _by_ranges
+            for place, parts in enumerate(encode(self._encoder, self._frame, report, batch, known), start):
+                pieces += [self._frame.around(part, self._filler) for part in parts]
+                owners += [place] * len(parts)
+        return EncodedTexts(pieces, np.array(owners, dtype=np.int64), report.to_dict(pieces))
 
 
 def _by_ranges(
