@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clinstack.model.base import EMBEDDED_FOLDERS, Base
+from clinstack.model.data_lineage import UNKNOWN, DataSource
 from clinstack.model.families import DECODER_HEAD
 from clinstack.model.lineage import HEAD_KEY
 from clinstack.model.methods.configs import VIRTUAL
@@ -44,6 +45,7 @@ def adapter_card(
     task: Task | None,
     reads: HeadInput = BY_CONVENTION,
     prompt: Prompt | None = None,
+    data: Sequence[DataSource] | None = None,
 ) -> str:
     """Return the text of an adapter's ``README.md``.
 
@@ -60,6 +62,8 @@ def adapter_card(
         What the stack's head reads.
     prompt : Prompt, optional
         What the stack was trained to answer.
+    data : sequence of DataSource, optional
+        What it was trained on.
     """
     names = [other.name for other in beneath]
     if beneath:
@@ -93,8 +97,16 @@ Base model: `{base.name}`, fingerprint `{base.fingerprint}`. `../stack.json` rec
 {chr(10).join(code)}
 ```
 
+{trained_on(data)}
+
 Research software. An aid for people who know the data; not a medical device.
 """
+
+
+def trained_on(data: Sequence[DataSource] | None) -> str:
+    """Return what a card says of the training data, and of publishing the weights."""
+    lines = [f"- {source.sentence}" for source in data or (UNKNOWN,)]
+    return "Trained on:\n\n" + "\n".join(lines)
 
 
 def _asking(prompt: Prompt) -> str:

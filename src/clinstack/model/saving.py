@@ -98,6 +98,7 @@ def save_stack(stack: Stack, folder: Path) -> None:
                 "layer": stack.layer,
                 **({} if stack.prompt is None else {"prompt": stack.prompt.to_dict()}),
                 **({} if stack.task else {"max_tokens": stack.max_tokens}),
+                **({} if stack.data is None else {"data": [source.to_dict() for source in stack.data]}),
                 "probe": probe_output(stack).tolist(),
             },
         )
@@ -134,7 +135,8 @@ def _save_adapter(
         if encoder:
             save_file(_contiguous(encoder), folder / ENCODER_FILE)
     beneath = stack.adapters[: stack.adapters.index(adapter)]
-    write_text(folder / "README.md", adapter_card(adapter, beneath, stack.base, stack.task, stack.reads, stack.prompt))
+    card = adapter_card(adapter, beneath, stack.base, stack.task, stack.reads, stack.prompt, stack.data)
+    write_text(folder / "README.md", card)
 
 
 def load_parts(folder: Path, record: dict[str, Any], base: str | None, dtype: str | None, quantize: str) -> Parts:
@@ -171,7 +173,7 @@ def load_parts(folder: Path, record: dict[str, Any], base: str | None, dtype: st
         dtype=dtype or record["base"]["dtype"],
         quantize=quantize or record["base"].get("quantize", "none"),
         reads=HeadInput(record.get("pooling", "auto"), record.get("layer")),
-        head=_read_head(folder, record, sources) if record["head"] else None,
+        head=read_head(folder, record, sources) if record["head"] else None,
         head_in=record["head"]["folder"] if record["head"] else None,
     )
 
@@ -212,7 +214,14 @@ def read_prompt(folder: Path, record: dict[str, Any]) -> Prompt | None:
         raise InputError(f"{folder / 'stack.json'}: its prompt is damaged; train the stack again.") from None
 
 
-def _read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource]) -> dict[str, Tensor]:
+def read_head(folder: Path, record: dict[str, Any], sources: list[AdapterSource]) -> dict[str, Tensor]:
+    """Return a saved stack's head by its names in the network, from the folder that ``stack.json`` names.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged, or not the one that is recorded.
+    """
     place = record["head"]["folder"]
     if place == HEAD_FOLDER:
         try:

@@ -29,6 +29,7 @@ from clinstack.errors import InputError
 from clinstack.model.attention import attends_by_document, boundaries_mask
 from clinstack.model.base import EMBEDDED, find_base, load_tokenizer
 from clinstack.model.building import Parts, assemble, count_numbers, read_sources
+from clinstack.model.data_lineage import DataSource, data_of
 from clinstack.model.families import backbone, encoder_of, head_of, head_parameters
 from clinstack.model.lineage import StackedOn, read_stack_record, stack_folder, tensors_hash
 from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
@@ -70,6 +71,8 @@ class Stack(TrainingHooks):
         How scores become probabilities, fitted on validation notes.
     prompt : Prompt or None
         What a language model that follows instructions was trained to read.
+    data : tuple of DataSource or None
+        What was trained on; None where nothing is recorded.
     """
 
     def __init__(self, parts: Parts, max_tokens: int = 512) -> None:
@@ -85,6 +88,7 @@ class Stack(TrainingHooks):
         self.reads = parts.reads
         self.calibration: dict[str, Any] | None = None
         self.prompt: Prompt | None = None
+        self.data: tuple[DataSource, ...] | None = None
         self._placed = parts.placed
         self.settle()
 
@@ -171,6 +175,7 @@ class Stack(TrainingHooks):
         stack = cls._checked(parts)
         stack.max_tokens, stack.reading = record["max_tokens"], Reading.from_dict(record)
         stack.calibration, stack.prompt = read_calibration(folder), read_prompt(folder, record)
+        stack.data = data_of(record)
         if (parts.dtype, parts.quantize) == (record["base"]["dtype"], record["base"].get("quantize", "none")):
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

@@ -24,6 +24,7 @@ from clinstack.engine.trainer import OnValidation, train
 from clinstack.errors import InputError
 from clinstack.evaluate.preferences import preference_metrics
 from clinstack.files import replacing_file, write_json
+from clinstack.model.data_lineage import training_data
 from clinstack.model.lineage import find_adapter_folder, read_stack_record
 from clinstack.model.saving import read_prompt
 from clinstack.model.stack import Stack
@@ -139,6 +140,7 @@ def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidati
             }
             with replacing_file(run.folder / PAIRS_FILE) as temporary:
                 pq.write_table(pa.concat_tables(tables.values()), temporary)
+        stack.data = training_data(folder, "align", recipe.adapters, stack.base)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",

@@ -28,6 +28,7 @@ from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import SplitScores, measure_classifier
 from clinstack.evaluate.scored import Scored
 from clinstack.files import replacing_file, write_json
+from clinstack.model.data_lineage import training_data
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
@@ -149,6 +150,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             metrics["tokens"] = {name: split.token_counts() for name, split in encoded.items()}
         stack = whole_stack(stack, build, run.checkpoints / BEST)
         stack.calibration = measured.calibration
+        stack.data = training_data(folder, "finetune", recipe.adapters, stack.base)
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())

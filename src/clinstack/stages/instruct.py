@@ -23,6 +23,7 @@ from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.errors import InputError
 from clinstack.files import replacing_file, write_json
+from clinstack.model.data_lineage import training_data
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.instructions import Instructions, instruction_files, read_instructions
@@ -81,6 +82,7 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
                 split: answer_metrics(losses, settings.resamples, settings.seed, split) for split in reversed(SPLITS)
             }
         stack = whole_stack(stack, build, run.checkpoints / BEST)
+        stack.data = training_data(folder, "instruct", recipe.adapters, stack.base)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",

@@ -32,6 +32,7 @@ from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.files import replacing_file, write_json
+from clinstack.model.data_lineage import training_data
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.read import SPLITS, input_hashes, is_synthetic, notes_files, survey_notes
@@ -132,6 +133,7 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
             with replacing_file(run.folder / "losses.parquet") as temporary:
                 pq.write_table(losses, temporary)
         stack = whole_stack(stack, build, run.checkpoints / BEST)
+        stack.data = training_data(folder, "pretrain", recipe.adapters, stack.base)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",
