@@ -1,0 +1,574 @@
+"""The queue's promises, with a model that takes a known time for each token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clinstack.errors import InputError
+from clinstack.serve.batching import TURN_TOKENS, Request, WaitingItems
+from clinstack.serve.model_thread import QueueObserver
+from clinstack.serve.pace import Pace
+from clinstack.serve.queue import (
+    DeadlineExceeded,
+    ModelFailed,
+    QueueFull,
+    RequestQueue,
+    RequestTooLarge,
+    Scored,
+    ShuttingDown,
+    UnknownStack,
+)
+
+SECONDS_PER_TOKEN = 20e-6
+SECRET = "zebra quartz lantern"
+
+
+@dataclass(frozen=True)
+class Settings:
+    queue_tokens: int = 100_000
+    batch_tokens: int = 1000
+    window_ms: float = 4.0
+
+
+@dataclass
+class FakeModel:
+    """Has a token for each word. Takes its time for each, and answers with the number of the words and their first."""
+
+    seconds_per_token: float = SECONDS_PER_TOKEN
+    longest: int = 2000
+    batches: list[list[tuple[str, int]]] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    memory: int | None = None
+    """Tokens of a batch that fit."""
+    memory_error: Callable[[], Exception] = MemoryError
+
+    def __post_init__(self) -> None:
+        self.stacks = {name: self._stack() for name in ("mortality", "length_of_stay")}
+        self.gate = threading.Event()
+        """Closed, the model does not finish a batch of notes; the warm-up passes."""
+        self.gate.set()
+
+    def _stack(self) -> Any:
+        return SimpleNamespace(task=object(), max_tokens=self.longest, reading=SimpleNamespace(keep="beginning"))
+
+    def encode(self, name: str, text: str) -> Any:
+        self.threads.add(threading.current_thread().name)
+        words = text.split()
+        ids = np.array([int(word) if word.isdigit() else 0 for word in words[: self.longest]] or [0], dtype=np.int64)
+        return SimpleNamespace(pieces=[ids], tokens=len(ids), cut=max(0, len(words) - self.longest))
+
+    def classify(self, items: Sequence[tuple[str, Sequence[NDArray[np.int64]]]]) -> list[NDArray[np.float32]]:
+        self.threads.add(threading.current_thread().name)
+        assert all(name in self.stacks for name, _ in items)
+        lengths = [(name, sum(map(len, pieces))) for name, pieces in items]
+        firsts = [int(pieces[0][0]) for _, pieces in items]
+        tokens = sum(length for _, length in lengths)
+        if self.memory is not None and tokens > self.memory:
+            raise self.memory_error()
+        if 666 in firsts:
+            raise ValueError(SECRET)
+        time.sleep(tokens * self.seconds_per_token)
+        if any(firsts):  # not the warm-up
+            self.gate.wait()
+            self.batches.append(lengths)
+        return [np.array([first, length], dtype=np.float32) for first, (_, length) in zip(firsts, lengths, strict=True)]
+
+    def add(self, name: str, folder: Path) -> Any:
+        self.threads.add(threading.current_thread().name)
+        if name in self.stacks:
+            raise InputError(f"{name}: the name is taken")
+        self.stacks[name] = self._stack()
+        return self.stacks[name]
+
+    def remove(self, name: str) -> None:
+        self.threads.add(threading.current_thread().name)
+        del self.stacks[name]
+
+
+@dataclass
+class Seen(QueueObserver):
+    waits: list[float] = field(default_factory=list)
+    batches: list[tuple[int, int, float]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def started(self, waited: float) -> None:
+        self.waits.append(waited)
+
+    def batch(self, notes: int, tokens: int, seconds: float) -> None:
+        self.batches.append((notes, tokens, seconds))
+
+    def failed(self, kind: str) -> None:
+        self.failures.append(kind)
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+
+def note(first: int, words: int = 100) -> str:
+    """A text of so many words that the fake's answer tells from others by its first."""
+    return " ".join([str(first), *(["1"] * (words - 1))])
+
+
+def with_queue(
+    test: Callable[[RequestQueue, FakeModel], Awaitable[None]],
+    *,
+    model: FakeModel | None = None,
+    settings: Settings | None = None,
+    observer: QueueObserver | None = None,
+) -> None:
+    async def run() -> None:
+        fake = model or FakeModel()
+        queue = RequestQueue(fake, settings or Settings(), observer)  # type: ignore[arg-type]  # a fake
+        await queue.start()
+        try:
+            async with asyncio.timeout(30):
+                await test(queue, fake)
+        finally:
+            fake.gate.set()
+            await queue.stop()
+
+    asyncio.run(run())
+
+
+async def waiting(queue: RequestQueue, notes: int) -> None:
+    while queue.depth != notes:
+        await asyncio.sleep(0.001)
+
+
+def firsts(scored: Sequence[Scored]) -> list[int]:
+    return [int(one.logits[0]) for one in scored]
+
+
+def test_a_request_gets_the_scores_of_its_notes_in_order() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        items = [("mortality", note(5, 10)), ("length_of_stay", note(6, 2500)), ("mortality", note(7, 20))]
+        scored = await queue.classify(items, 10)
+        assert firsts(scored) == [5, 6, 7]
+        assert [(one.tokens, one.cut) for one in scored] == [(10, 0), (2000, 500), (20, 0)]
+        assert await queue.classify([], 10) == []
+        assert len(model.threads) == 2  # the model's and the encoder's; neither is the event loop's
+        assert threading.current_thread().name not in model.threads
+
+    with_queue(test)
+
+
+def test_requests_that_come_within_the_window_share_a_batch() -> None:
+    observer = Seen()
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        names = ("mortality", "length_of_stay")
+        answers = await asyncio.gather(
+            *(queue.classify([(names[user % 2], note(user + 1, 20))], 10, client=str(user)) for user in range(10))
+        )
+        assert [firsts(answer) for answer in answers] == [[user + 1] for user in range(10)]
+        assert len(model.batches) == 1
+        assert {name for name, _ in model.batches[0]} == set(names)
+        notes, tokens, seconds = observer.batches[0]
+        assert (notes, tokens) == (10, 200)
+        assert seconds >= 200 * SECONDS_PER_TOKEN
+        assert len(observer.waits) == 10
+
+    with_queue(test, settings=Settings(window_ms=100), observer=observer)
+
+
+def test_a_full_batch_does_not_wait_for_the_window() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        began = time.monotonic()
+        await queue.classify([("mortality", note(1, 500)), ("mortality", note(2, 500))], 10)
+        assert time.monotonic() - began < 2
+
+    with_queue(test, settings=Settings(window_ms=5000))
+
+
+def test_batches_keep_to_the_budget_but_a_longer_note_goes_alone() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        lengths = [400, 400, 400, 1500, 300, 300, 300]
+        await queue.classify([("mortality", note(1, length)) for length in lengths], 10)
+        totals = [sum(length for _, length in batch) for batch in model.batches]
+        assert sum(totals) == sum(lengths)
+        assert all(total <= 1000 or len(batch) == 1 for total, batch in zip(totals, model.batches, strict=True))
+
+    with_queue(test)
+
+
+def test_one_note_does_not_wait_for_a_request_of_64() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        async def timed(client: str) -> float:
+            await queue.classify([("mortality", note(1))], 30, client=client)
+            return time.monotonic()
+
+        large = asyncio.create_task(queue.classify([("mortality", note(2))] * 64, 30, client="large"))
+        await waiting(queue, 54)  # the first batch has been taken
+        small = await asyncio.gather(timed("other"), timed("large"))
+        batches = len(model.batches)
+        assert batches <= 3  # of seven
+        assert not large.done()
+        await large
+        assert max(small) < time.monotonic()
+
+    with_queue(test, model=FakeModel(seconds_per_token=1e-4))
+
+
+def test_queue_full_says_when_there_is_room() -> None:
+    observer = Seen()
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        first = asyncio.create_task(queue.classify([("mortality", note(1))] * 30, 30))
+        await waiting(queue, 20)
+        with pytest.raises(QueueFull) as refused:
+            await queue.classify([("mortality", note(2))] * 20, 30)
+        began = time.monotonic()
+        # 2000 waiting, 2000 more, room for 3000: a thousand tokens have to be computed first, each 100 microseconds.
+        assert refused.value.retry_after == pytest.approx(0.1, rel=0.5)
+        await asyncio.sleep(refused.value.retry_after)
+        while True:  # a batch ends as a whole
+            try:
+                await queue.classify([("mortality", note(3))] * 20, 30)
+                break
+            except QueueFull:
+                assert time.monotonic() - began < 1
+                await asyncio.sleep(0.01)
+        await first
+        assert queue.waiting_tokens == 0
+        assert set(observer.refusals) == {"full"}
+
+    with_queue(test, model=FakeModel(seconds_per_token=1e-4), settings=Settings(queue_tokens=3000), observer=observer)
+
+
+def test_what_never_fits_is_refused_for_good() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        with pytest.raises(RequestTooLarge, match="3,500"):
+            await queue.classify([("mortality", note(1))] * 35, 10)
+        assert queue.waiting_tokens == 0
+        assert firsts(await queue.classify([("mortality", note(1))] * 30, 10)) == [1] * 30
+
+    with_queue(test, settings=Settings(queue_tokens=3000))
+
+
+def test_what_would_wait_beyond_its_deadline_is_refused_at_once() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        first = asyncio.create_task(queue.classify([("mortality", note(1))] * 100, 30))  # a second of work
+        await waiting(queue, 90)
+        began = time.monotonic()
+        with pytest.raises(QueueFull) as refused:
+            await queue.classify([("mortality", note(2))], 0.3)
+        assert time.monotonic() - began < 0.1
+        assert 0.3 < refused.value.retry_after < 1.2
+        assert firsts(await queue.classify([("mortality", note(3))], 30)) == [3]
+        await first
+
+    with_queue(test, model=FakeModel(seconds_per_token=1e-4))
+
+
+def test_a_deadline_that_passes_while_waiting_drops_the_request() -> None:
+    observer = Seen()
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.gate.clear()
+        first = asyncio.create_task(queue.classify([("mortality", note(1))], 10))
+        await asyncio.sleep(0.1)  # it is being computed, and does not come to its end
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await queue.classify([("mortality", note(2))], 0.3)
+        assert 0.2 < time.monotonic() - began < 1
+        assert queue.depth == 0
+        model.gate.set()
+        assert firsts(await first) == [1]
+        assert [first for batch in model.batches for first in batch] == [("mortality", 100)]
+        assert observer.refusals == ["deadline"]
+
+    with_queue(test, observer=observer)
+
+
+def test_a_started_request_is_answered_after_its_deadline() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        assert firsts(await queue.classify([("mortality", note(1, 1000))], 0.5)) == [1]
+
+    with_queue(test, model=FakeModel(seconds_per_token=8e-4))
+
+
+def test_a_client_that_goes_away_is_not_computed() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.gate.clear()
+        first = asyncio.create_task(queue.classify([("mortality", note(1))], 10))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(queue.classify([("mortality", note(2))] * 20, 10))
+        stays = asyncio.create_task(queue.classify([("mortality", note(3))], 10))
+        await waiting(queue, 21)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert (queue.depth, queue.waiting_tokens) == (1, 100)
+        model.gate.set()
+        assert [firsts(await task) for task in (first, stays)] == [[1], [3]]
+        assert sum(len(batch) for batch in model.batches) == 2
+
+    with_queue(test)
+
+
+@pytest.mark.parametrize("raises", [MemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_full_memory_halves_the_batch(raises: Callable[[], Exception]) -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.memory, model.memory_error = 300, raises
+        scored = await queue.classify([("mortality", note(1 + place)) for place in range(8)], 10)
+        assert firsts(scored) == list(range(1, 9))
+        assert max(sum(length for _, length in batch) for batch in model.batches) <= 300
+        model.batches.clear()
+        # It has learned what fits, and tries more again little by little.
+        await queue.classify([("mortality", note(1))] * 2, 10)
+        assert len(model.batches) == 1
+        model.memory = None
+        await queue.classify([("mortality", note(1))] * 300, 10)
+        assert max(len(batch) for batch in model.batches) == 10
+
+    with_queue(test)
+
+
+def test_a_note_that_does_not_fit_alone_is_an_error_of_its_own() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.memory = 300
+        long, short = await asyncio.gather(
+            queue.classify([("mortality", note(1, 400))], 10),
+            queue.classify([("mortality", note(2))], 10),
+            return_exceptions=True,
+        )
+        assert isinstance(long, ModelFailed)
+        assert isinstance(short, list)
+
+    with_queue(test)
+
+
+def test_a_bad_note_does_not_take_its_batch_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    observer = Seen()
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        answers = await asyncio.gather(
+            *(queue.classify([("mortality", note(first))], 10) for first in (1, 2, 666, 3)), return_exceptions=True
+        )
+        assert isinstance(answers[2], ModelFailed)
+        assert "ValueError" in str(answers[2])
+        assert [firsts(answer) for answer in (answers[0], answers[1], answers[3])] == [[1], [2], [3]]  # type: ignore[arg-type]
+        assert firsts(await queue.classify([("mortality", note(4))], 10)) == [4]
+        assert queue.is_working
+        assert observer.failures == ["ValueError"]
+
+    with caplog.at_level(logging.DEBUG):
+        with_queue(test, settings=Settings(window_ms=50), observer=observer)
+    assert "ValueError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_stacks_come_and_go_without_a_lost_request() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        with pytest.raises(UnknownStack):
+            await queue.classify([("diagnoses", note(1))], 10)
+        await queue.add("diagnoses", Path("folder"))
+        assert set(queue.stacks) == {"mortality", "length_of_stay", "diagnoses"}
+        with pytest.raises(InputError, match="taken"):
+            await queue.add("diagnoses", Path("folder"))
+        model.gate.clear()
+        requests = [asyncio.create_task(queue.classify([("diagnoses", note(1 + n))] * 4, 10)) for n in range(5)]
+        await waiting(queue, 10)  # ten are being computed
+        removal = asyncio.create_task(queue.remove("diagnoses"))
+        await asyncio.sleep(0.05)
+        assert not removal.done()
+        with pytest.raises(UnknownStack):
+            await queue.classify([("diagnoses", note(9))], 10)
+        other = asyncio.create_task(queue.classify([("mortality", note(7))], 10))
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await removal
+        assert [firsts(await request) for request in requests] == [[1 + n] * 4 for n in range(5)]
+        assert firsts(await other) == [7]
+        assert set(queue.stacks) == set(model.stacks) == {"mortality", "length_of_stay"}
+        with pytest.raises(UnknownStack):
+            await queue.remove("diagnoses")
+
+    with_queue(test)
+
+
+def test_calls_and_batches_share_the_model() -> None:
+    """Steps of ten milliseconds against batches of a hundred: by turns alone, steps would have a tenth of the time."""
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        seconds = {"steps": 0.0, "batches": 0.0}
+        ends = time.monotonic() + 3
+
+        def step() -> None:
+            time.sleep(0.01)
+            seconds["steps"] += 0.01
+
+        async def decode() -> None:
+            while time.monotonic() < ends:
+                await queue.call(step)
+
+        async def classify(user: int) -> None:
+            while time.monotonic() < ends:
+                await queue.classify([("mortality", note(1))], 10, client=str(user))
+
+        await asyncio.gather(decode(), *(classify(user) for user in range(20)))
+        seconds["batches"] = sum(length for batch in model.batches for _, length in batch) * model.seconds_per_token
+        assert 0.25 < seconds["steps"] / sum(seconds.values()) < 0.75
+        assert sum(seconds.values()) > 2  # most of three seconds was work
+
+    with_queue(test, model=FakeModel(seconds_per_token=1e-4))
+
+
+def test_calls_return_results_and_raise_errors_and_can_be_cancelled() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        assert await queue.call(lambda: threading.current_thread().name) == "clinstack-model"
+        with pytest.raises(ZeroDivisionError):
+            await queue.call(lambda: 1 // 0)
+        release, ran = threading.Event(), []
+        first = asyncio.create_task(queue.call(release.wait))
+        second = asyncio.create_task(queue.call(lambda: ran.append(1)))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        release.set()
+        await first
+        await queue.call(lambda: None)
+        assert not ran
+
+    with_queue(test)
+
+
+def test_drain_finishes_what_was_taken_and_refuses_the_rest() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        taken = [asyncio.create_task(queue.classify([("mortality", note(1 + n))] * 5, 10)) for n in range(10)]
+        await asyncio.sleep(0.02)
+        drained = asyncio.create_task(queue.drain(10))
+        await asyncio.sleep(0)
+        with pytest.raises(ShuttingDown):
+            await queue.classify([("mortality", note(1))], 10)
+        with pytest.raises(ShuttingDown):
+            await queue.add("diagnoses", Path("folder"))
+        assert await drained
+        assert [firsts(await task) for task in taken] == [[1 + n] * 5 for n in range(10)]
+
+    with_queue(test)
+
+
+def test_drain_gives_up_after_its_timeout_and_stop_refuses_what_waits() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.gate.clear()
+        tasks = [asyncio.create_task(queue.classify([("mortality", note(1, 600))], 10)) for _ in range(3)]
+        await waiting(queue, 2)
+        assert not await queue.drain(0.05)
+        stop = asyncio.create_task(queue.stop())
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await stop
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert firsts(answers[0]) == [1]  # type: ignore[arg-type]
+        assert all(isinstance(answer, ShuttingDown) for answer in answers[1:])
+
+    with_queue(test)
+
+
+def test_a_use_over_several_calls_keeps_its_stack_and_the_queue() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        with queue.using("mortality"):
+            removal = asyncio.create_task(queue.remove("mortality"))
+            drained = asyncio.create_task(queue.drain(10))
+            await asyncio.sleep(0.05)
+            assert not removal.done()
+            assert not drained.done()
+            await queue.call(lambda: None)
+        await removal
+        assert await drained
+        with pytest.raises(ShuttingDown), queue.using("length_of_stay"):
+            pass
+
+    with_queue(test)
+
+
+# ---------------------------------------------------------------------- turns and speed, without threads
+
+
+def put(line: WaitingItems, client: str, *lengths: int, arrived: float = 0.0) -> Request:
+    request = Request(client, 0.0, None, arrived)  # type: ignore[arg-type]  # nobody waits
+    for length in lengths:
+        request.add("mortality", [np.zeros(length, dtype=np.int64)], 0)
+    line.put(request)
+    return request
+
+
+def take_all(line: WaitingItems, budget: int) -> list[list[tuple[str, int]]]:
+    batches = []
+    while line.items:
+        batches.append([(item.request.client, item.tokens) for item in line.take(budget)])
+    return batches
+
+
+def test_clients_take_turns_by_tokens() -> None:
+    line = WaitingItems()
+    put(line, "short", *[100] * 100)
+    put(line, "long", *[1000] * 10)
+    first = [item for batch in take_all(line, 1000)[:10] for item in batch]
+    shares = {client: sum(tokens for name, tokens in first if name == client) for client in ("short", "long")}
+    assert min(shares.values()) >= 0.4 * sum(shares.values())
+    assert line.tokens == line.items == 0
+
+
+def test_a_client_that_comes_again_and_again_does_not_overtake_for_ever() -> None:
+    line = WaitingItems()
+    long = put(line, "long", 4000)
+    for turn in range(20):
+        for client in range(5):
+            put(line, str(client), 100)
+        taken = line.take(500)
+        if any(item.request is long for item in taken):
+            assert turn <= 4000 // TURN_TOKENS
+            break
+    else:
+        pytest.fail("the long note was never taken")
+
+
+def test_the_time_until_a_request_is_done_counts_those_who_come_again() -> None:
+    line = WaitingItems()
+    for client in range(10):
+        put(line, str(client), 100)
+    assert line.until_done("new", 1, 100) == 1100
+    assert line.until_done("new", 64, 6400) == pytest.approx(6400 + 13 * 1000)
+    assert line.until_done("0", 1, 100) == 1100
+    assert WaitingItems().until_done("new", 64, 6400) == 6400
+
+
+def test_discarded_requests_leave_the_counts_right() -> None:
+    line = WaitingItems()
+    first, second = put(line, "a", 100, 200), put(line, "a", 300)
+    assert {item.tokens for item in line.take(100)} == {100}
+    line.discard(first)
+    line.discard(first)
+    assert (line.items, line.tokens) == (1, 300)
+    assert line.requests() == [second]
+    assert [item.tokens for item in line.take(1)] == [300]
+    assert (line.items, line.tokens) == (0, 0)
+
+
+def test_small_batches_count_only_where_they_are_faster() -> None:
+    pace = Pace()
+    assert pace.tokens_per_second is None
+    assert pace.seconds_for(1000) == 0
+    pace.measured(1000, 1.0, 1000)
+    pace.measured(10, 1.0, 1000)
+    assert pace.tokens_per_second == pytest.approx(1000)
+    pace.measured(100, 0.01, 1000)
+    assert pace.tokens_per_second is not None
+    assert pace.tokens_per_second > 1000
+    for _ in range(20):
+        pace.measured(1000, 10.0, 1000)
+    assert pace.tokens_per_second == pytest.approx(100, rel=0.05)
