@@ -98,9 +98,12 @@ class ClassScore(_Answer):
     interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
         description="95 % band of the calibrated probability: what the size of the validation data leaves open."
     )
+    threshold: float | None = Field(
+        ge=0, le=1, description="Of decisions, chosen on validation patients, as a probability of the same calibration."
+    )
     above_threshold: bool | None = Field(
-        description="Against the threshold chosen on validation patients; null where none was, and of several classes "
-        "that exclude each other."
+        description="Whether the score is at or above the threshold; null where there is none: of several classes that "
+        "exclude each other, of the first of two, of a class that validation patients do not have."
     )
 
 
@@ -147,6 +150,7 @@ class TaskInfo(_Answer):
     label: str = Field(description="Its adapters, from the base upwards.")
     calibrated: bool
     max_tokens: int = Field(ge=1, description="The longest text, or the longest chunk of one.")
+    synthetic: bool | None = Field(description="Whether it was trained on invented patients; null: not known.")
 
 
 class TasksResponse(_Answer):
@@ -198,6 +202,7 @@ class ErrorDetail(_Answer):
 
     type: Literal[
         "authentication_error",
+        "client_closed_request",
         "conflict",
         "forbidden",
         "internal_error",

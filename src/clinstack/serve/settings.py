@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -32,8 +32,8 @@ class ServeSettings(Section):
         ``auto``, ``cpu``, ``cuda``, or a card such as ``cuda:1``.
     threads : int, optional
         Of torch on a CPU; torch's own choice when not given.
-    fold : {"auto", "never"}
-        Whether adapters that all stacks share are folded into the base's weights.
+    fold : {"auto", "always", "never"}
+        Whether adapters that all stacks share are folded into the base's weights; ``auto`` where that is exact.
     host, port : str, int
         Where the server listens; a port of 0 takes a free one.
     allow_remote : bool
@@ -71,14 +71,14 @@ class ServeSettings(Section):
     drain_s : float
         How long a server that was told to stop finishes what it took.
     ui : bool
-        Serve the web page: at ``/``, with its files below ``/ui/``. These are public; what they ask is not.
+        Serve the web page at ``/``. Its files are public: they hold nothing. What the page asks needs the token.
     """
 
     stacks: dict[StackName, Path] = Field(min_length=1)
     base: str | None = None
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
-    fold: str = Field(default="auto", pattern="^(auto|never)$")
+    fold: Literal["auto", "always", "never"] = "auto"
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_remote: bool = False
