@@ -23,6 +23,7 @@ from clinstack import (
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
 from clinstack.cli_prepare import prepare_app
+from clinstack.cli_serve import serve_command
 from clinstack.cli_synthesize import synthesize_app
 from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
@@ -384,6 +385,9 @@ def doctor(
 def import_torch() -> None:
     """Import torch, so that the environment can say what it sees."""
     import torch  # noqa: F401
+
+
+app.command("serve")(serve_command)
 
 
 @presets_app.command("ls")

@@ -2,7 +2,7 @@
 
 ::
 
-    Observer ─▶ Authentication ─▶ Admission ─▶ BodyLimit ─▶ routes ─▶ RequestQueue
+    Observer ─▶ Authentication ─▶ RequestLimit ─▶ BodyLimit ─▶ routes ─▶ RequestQueue
     (every request: number, times, audit, 500)      (before a byte of the body is read)
 """
 
@@ -32,7 +32,7 @@ from clinstack.serve.refusals import (
     UnknownStack,
 )
 from clinstack.serve.schemas import Health
-from clinstack.serve.security import HEADERS, HEALTH, Admission, Authentication, BodyLimit, Gate
+from clinstack.serve.security import HEADERS, HEALTH, RequestLimit, Authentication, BodyLimit, Gate
 from clinstack.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.timeout_s)
     app.add_middleware(
-        Admission,
+        RequestLimit,
         gate=gate,
         max_in_flight=settings.max_in_flight,
         requests_per_minute=settings.requests_per_minute,

@@ -140,7 +140,7 @@ def _host(scope: Scope) -> str:
     return value.partition("]")[0] + "]" if value.startswith("[") else value.partition(":")[0]
 
 
-class Admission:
+class RequestLimit:
     """Answers 503 when the server stops, 429 to a client that asks too often and when too much is being answered.
 
     Parameters
