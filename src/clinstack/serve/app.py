@@ -32,7 +32,7 @@ from clinstack.serve.refusals import (
     UnknownStack,
 )
 from clinstack.serve.schemas import Health
-from clinstack.serve.security import HEADERS, HEALTH, RequestLimit, Authentication, BodyLimit, Gate
+from clinstack.serve.security import HEADERS, HEALTH, Authentication, BodyLimit, Gate, RequestLimit
 from clinstack.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
