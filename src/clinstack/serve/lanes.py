@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from clinstack.errors import InputError
 from clinstack.model.methods.virtual_tokens import VirtualTokens
 from clinstack.model.stack import Stack
 from clinstack.serve.decoding_cache import RowsCache
+
+if TYPE_CHECKING:
+    from clinstack.serve.shared_base import SharedBase
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 """Layers whose whole state is the keys and values of earlier tokens."""
@@ -138,6 +141,40 @@ class Lanes(Protocol):
         ...
 
 
+class SharedLanes:
+    """A `SharedBase`: one lane for all stacks that share its network and for the untouched base.
+
+    Parameters
+    ----------
+    shared : SharedBase
+        Stacks may come and go between two steps.
+    """
+
+    def __init__(self, shared: SharedBase) -> None:
+        self._shared = shared
+        self._lane: Lane | None = None
+        self._own: dict[str, StackLanes] = {}
+
+    def lane(self, stack: str, untouched: bool) -> Lane:
+        """Return the lane that all share, or one of the stack's own."""
+        served = self._shared.stacks.get(stack)
+        if served is None or served.task is not None:
+            raise InputError("no such stack answers questions here")
+        copy = self._shared.own_copies.get(stack)
+        if copy is None:
+            return self._common()
+        lanes = self._own.get(stack)
+        if lanes is None or lanes.stack is not copy.stack:
+            self._own = {name: one for name, one in self._own.items() if name in self._shared.own_copies}
+            lanes = self._own[stack] = StackLanes(copy.stack)
+        return lanes.lane(stack, untouched)
+
+    def _common(self) -> Lane:
+        if self._lane is None or self._lane.network is not self._shared.network:
+            self._lane = Lane(self._shared.network, self._shared.tokenizer, self._shared.routed)
+        return self._lane
+
+
 class StackLanes:
     """One Stack: its network with all adapters, and the same network without them.
 
@@ -145,27 +182,32 @@ class StackLanes:
     ----------
     stack : Stack
         A causal language model.
+
+    Raises
+    ------
+    InputError
+        If it is a classifier.
     """
 
     def __init__(self, stack: Stack) -> None:
         if stack.task is not None:
             raise InputError(f"stack: it is a classifier for {stack.task.name} and writes no text.")
         stack.eval()
-        self._stack = stack
+        self.stack = stack
         self._whole = Lane(stack.network, stack.tokenizer, self._as_it_is, _virtual_tokens(stack))
         self._untouched: Lane | None = None
 
     def lane(self, stack: str, untouched: bool) -> Lane:
         """Return the lane with the adapters, or the one without; there is one stack, whatever its name."""
-        if not untouched or not self._stack.adapters:
+        if not untouched or not self.stack.adapters:
             return self._whole
         if self._untouched is None:
-            self._untouched = _without_adapters(self._stack)
+            self._untouched = _without_adapters(self.stack)
         return self._untouched
 
     @contextmanager
     def _as_it_is(self, names: Sequence[str | None]) -> Iterator[None]:
-        with forward_precision(self._stack):
+        with forward_precision(self.stack):
             yield
 
 
