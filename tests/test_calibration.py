@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ def split_of(task: Task, rng: np.random.Generator, rows: int, stretch: float = 1
 
 def scored(task: Task, split: SplitScores) -> Scored:
     return Scored.build(task, split.labels, split.logits)
+
+
+def fit(table: Scored) -> dict[str, Any] | None:
+    """Fit with a patient for each row."""
+    return fit_calibration(table, [f"p{row}" for row in range(len(table.indicator))])
 
 
 def test_perfectly_calibrated_scores_have_slope_one_and_intercept_zero() -> None:
@@ -206,7 +212,7 @@ def test_blocks_of_rows_give_the_same_figures(monkeypatch: pytest.MonkeyPatch) -
 def test_temperature_is_the_minimum_of_the_cross_entropy(task: Task) -> None:
     split = split_of(task, np.random.default_rng(6), 3000, stretch=2.5)
     table = scored(task, split)
-    fitted = fit_calibration(table)
+    fitted = fit(table)
     assert fitted is not None
 
     def loss(temperature: float) -> float:
@@ -225,7 +231,7 @@ def test_temperature_of_perfect_and_of_reversed_scores_stays_finite() -> None:
     logits = np.stack([-margin, margin], axis=1)
     labels = (margin > 0).astype(int)
     for truth, expected in ((labels, 0.01), (1 - labels, 100.0)):
-        fitted = fit_calibration(Scored.build(BINARY, truth.tolist(), logits))
+        fitted = fit(Scored.build(BINARY, truth.tolist(), logits))
         assert fitted is not None
         assert fitted["temperature"] == pytest.approx(expected)
 
@@ -233,7 +239,7 @@ def test_temperature_of_perfect_and_of_reversed_scores_stays_finite() -> None:
 def test_isotonic_equals_sklearn_and_is_never_certain() -> None:
     split = split_of(BINARY, np.random.default_rng(7), 400)
     table = scored(BINARY, split)
-    fitted = fit_calibration(table)
+    fitted = fit(table)
     new = np.stack([np.zeros(50), np.linspace(-9, 9, 50)], axis=1)
     found = apply_calibration(BINARY, new, fitted, "isotonic")
     model = IsotonicRegression(out_of_bounds="clip").fit(table.margin, table.indicator[:, 1])
@@ -282,10 +288,10 @@ def test_calibration_that_cannot_be_is_refused() -> None:
         apply_calibration(BINARY, logits, None, "platt")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="this stack has no calibration"):
         apply_calibration(BINARY, logits, None, "temperature")
-    fitted = fit_calibration(scored(BINS, split_of(BINS, np.random.default_rng(0), 50)))
+    fitted = fit(scored(BINS, split_of(BINS, np.random.default_rng(0), 50)))
     with pytest.raises(InputError, match="fitted for 4 classes, task diagnoses has 5"):
         apply_calibration(CODES, np.zeros((3, 5)), fitted, "isotonic")
-    assert fit_calibration(Scored.build(BINARY, [1, 1], [[0.0, 1.0], [0.0, 2.0]])) is None
+    assert fit(Scored.build(BINARY, [1, 1], [[0.0, 1.0], [0.0, 2.0]])) is None
 
 
 def test_validation_with_one_label_only_leaves_probabilities_as_they_are() -> None:

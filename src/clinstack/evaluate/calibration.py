@@ -6,12 +6,14 @@ it is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import FloatArray, softmax
+from clinstack.evaluate.calibration_bands import add_bands
 from clinstack.evaluate.scored import Scored
 from clinstack.tasks import Task
 
@@ -20,22 +22,28 @@ Method = Literal["none", "temperature", "isotonic"]
 _HOTTEST = 100.0
 
 
-def fit_calibration(validation: Scored) -> dict[str, Any] | None:
+def fit_calibration(validation: Scored, patient_ids: Sequence[str]) -> dict[str, Any] | None:
     """Fit temperature and isotonic calibration.
 
     Parameters
     ----------
     validation : Scored
+    patient_ids : sequence of str, shape (rows,)
+        Whose rows they are; the bands are over patients.
 
     Returns
     -------
     dict or None
-        ``temperature``, and ``isotonic`` with ``scores`` and ``probabilities`` of a piecewise linear function for each
-        judged class. None where no class has both labels: there is nothing to fit.
+        ``temperature``; ``isotonic`` with ``scores`` and ``probabilities`` of a piecewise linear function for each
+        judged class, and ``low`` and ``high``, the ends of its 95 % band; ``bands``, how those were made or why they
+        were left out. None where no class has both labels: there is nothing to fit.
     """
     if not validation.scored_columns:
         return None
-    return {"temperature": _fit_temperature(validation), "isotonic": _fit_isotonic(validation)}
+    functions = _fit_isotonic(validation)
+    scores = _isotonic_scores(validation.task, validation.logits)
+    bands = add_bands(functions, scores, validation.indicator[:, validation.judged_columns], patient_ids)
+    return {"temperature": _fit_temperature(validation), "isotonic": functions, "bands": bands}
 
 
 def apply_calibration(
@@ -72,20 +80,59 @@ def apply_calibration(
         raise InputError(f"calibration method {method}: this stack has no calibration; use none, or finetune again.")
     if method == "temperature":
         return _probabilities(task, values / calibration["temperature"])
-    functions = calibration["isotonic"]
-    scores = _isotonic_scores(task, values)
-    if len(functions) != scores.shape[1]:
-        raise InputError(f"calibration: fitted for {len(functions)} classes, task {task.name} has {scores.shape[1]}.")
-    mapped = np.stack(
-        [
-            np.interp(scores[:, column], function["scores"], function["probabilities"])
-            for column, function in enumerate(functions)
-        ],
-        axis=1,
-    )
+    mapped = _mapped(task, values, calibration, "probabilities")
     if task.kind == "binary":
         return np.concatenate([1 - mapped, mapped], axis=1)
     return mapped if task.kind == "multilabel" else mapped / mapped.sum(axis=1, keepdims=True)
+
+
+def calibration_intervals(task: Task, logits: FloatArray, calibration: dict[str, Any] | None) -> FloatArray | None:
+    """Return 95 % intervals of the probabilities that ``isotonic`` gives.
+
+    They say how well the validation patients determine the function from scores to probabilities, and nothing about
+    how well the scores fit one note. Of several classes that exclude each other the interval is that of a class's own
+    function, divided as its probability is, with the others as they are.
+
+    Parameters
+    ----------
+    task : Task
+    logits : array of float, shape (rows, classes)
+    calibration : dict or None
+        As a stack keeps it.
+
+    Returns
+    -------
+    array of float, shape (rows, classes, 2), or None
+        Lower and upper end. None where there is no fit, or one without bands.
+
+    Raises
+    ------
+    InputError
+        A fit for another number of classes.
+    """
+    if calibration is None or not all("low" in function for function in calibration.get("isotonic") or [{}]):
+        return None
+    values = np.asarray(logits, dtype=np.float64)
+    low, high = (_mapped(task, values, calibration, name) for name in ("low", "high"))
+    if task.kind == "binary":
+        low, high = np.concatenate([1 - high, low], axis=1), np.concatenate([1 - low, high], axis=1)
+    elif task.kind == "multiclass":
+        mapped = _mapped(task, values, calibration, "probabilities")
+        others = mapped.sum(axis=1, keepdims=True) - mapped
+        low, high = low / (low + others), high / (high + others)
+    return np.stack([low, high], axis=2)
+
+
+def _mapped(task: Task, logits: FloatArray, calibration: dict[str, Any], name: str) -> FloatArray:
+    """Return each judged class's isotonic function, or an end of its band, of the scores: shape (rows, columns)."""
+    functions = calibration["isotonic"]
+    scores = _isotonic_scores(task, logits)
+    if len(functions) != scores.shape[1]:
+        raise InputError(f"calibration: fitted for {len(functions)} classes, task {task.name} has {scores.shape[1]}.")
+    columns = [
+        np.interp(scores[:, column], function["scores"], function[name]) for column, function in enumerate(functions)
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _probabilities(task: Task, logits: FloatArray) -> FloatArray:

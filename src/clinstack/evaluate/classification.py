@@ -99,8 +99,8 @@ def fit_on_validation(task: Task, validation: SplitScores) -> dict[str, Any]:
     -------
     dict
         ``format_version``, ``fitted_on``, ``rows`` and ``patients``; ``threshold`` as `choose_thresholds` and
-        ``probabilities`` as `fit_calibration` returned them, the latter with ``temperature`` and ``isotonic`` at this
-        level, where there was something to fit.
+        ``temperature``, ``isotonic`` and ``bands`` as `fit_calibration` returned them, where there was something to
+        fit.
     """
     table = _scored(task, validation, FITTED_ON)
     return {
@@ -109,7 +109,7 @@ def fit_on_validation(task: Task, validation: SplitScores) -> dict[str, Any]:
         "rows": len(validation.labels),
         "patients": len(set(validation.patient_ids)),
         "threshold": choose_thresholds(table),
-    } | (fit_calibration(table) or {})
+    } | (fit_calibration(table, validation.patient_ids) or {})
 
 
 def classification_metrics(
