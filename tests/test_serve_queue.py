@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import clinstack.engine.guards  # noqa: F401  # the model's thread needs it where memory is full; it takes seconds
 from clinstack.errors import InputError
+from clinstack.model.reading import Reading
 from clinstack.serve.batching import TURN_TOKENS, Request, WaitingItems
 from clinstack.serve.model_thread import QueueObserver
 from clinstack.serve.pace import Pace
@@ -49,6 +51,7 @@ class FakeModel:
     seconds_per_token: float = SECONDS_PER_TOKEN
     longest: int = 2000
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
+    encoded: list[tuple[str, str]] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     memory: int | None = None
     """Tokens of a batch that fit."""
@@ -61,11 +64,12 @@ class FakeModel:
         self.gate.set()
 
     def _stack(self) -> Any:
-        return SimpleNamespace(task=object(), max_tokens=self.longest, reading=SimpleNamespace(keep="beginning"))
+        return SimpleNamespace(task=object(), max_tokens=self.longest, reading=Reading(self.longest))
 
     def encode(self, name: str, text: str) -> Any:
         self.threads.add(threading.current_thread().name)
         words = text.split()
+        self.encoded.append((name, words[0]))
         ids = np.array([int(word) if word.isdigit() else 0 for word in words[: self.longest]] or [0], dtype=np.int64)
         return SimpleNamespace(pieces=[ids], tokens=len(ids), cut=max(0, len(words) - self.longest))
 
@@ -80,7 +84,7 @@ class FakeModel:
         if 666 in firsts:
             raise ValueError(SECRET)
         time.sleep(tokens * self.seconds_per_token)
-        if any(firsts):  # not the warm-up
+        if all(0 not in pieces[0] for _, pieces in items):  # words of the warm-up are no numbers
             self.gate.wait()
             self.batches.append(lengths)
         return [np.array([first, length], dtype=np.float32) for first, (_, length) in zip(firsts, lengths, strict=True)]
@@ -161,6 +165,20 @@ def test_a_request_gets_the_scores_of_its_notes_in_order() -> None:
         assert await queue.classify([], 10) == []
         assert len(model.threads) == 2  # the model's and the encoder's; neither is the event loop's
         assert threading.current_thread().name not in model.threads
+
+    with_queue(test)
+
+
+def test_a_note_is_encoded_once_for_stacks_that_read_it_alike() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.encoded.clear()
+        items = [(name, note(first)) for first in (5, 6, 5) for name in ("mortality", "length_of_stay")]
+        assert firsts(await queue.classify(items, 10)) == [5, 5, 6, 6, 5, 5]
+        assert sorted(first for _, first in model.encoded) == ["5", "6"]
+        model.stacks["mortality"].reading = Reading(model.longest, keep="end")
+        model.encoded.clear()
+        await queue.classify(items[:2], 10)
+        assert len(model.encoded) == 2
 
     with_queue(test)
 

@@ -12,7 +12,7 @@ from clinstack.serve.model_thread import ModelThread
 from clinstack.serve.refusals import QueueFull, RequestTooLarge
 
 if TYPE_CHECKING:
-    from clinstack.serve.shared_base import ServedStack
+    from clinstack.serve.served_stack import ServedStack
 
 HEADROOM = 0.8
 """Share of a request's time that it may be expected to wait. The rest is for a machine that becomes slower."""

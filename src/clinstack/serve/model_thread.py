@@ -322,14 +322,15 @@ class ModelThread:
             self._stopping = True
             requests = self.waiting.requests() + [item.request for item in self._computing]
             calls = [*self._changes, *self._calls]
+            answers: list[Future[Any]] = [*(request.answer for request in requests), *(call.answer for call in calls)]
             for request in requests:
                 self.waiting.discard(request)
                 request.over = True
             self._computing = []
             self._changes.clear()
             self._calls.clear()
-        for waiting in (*requests, *calls):
-            self._tell(_set_exception, waiting.answer, ShuttingDown())
+        for answer in answers:
+            self._tell(_set_exception, answer, ShuttingDown())
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in the event loop; if that has ended, nobody waits any more."""

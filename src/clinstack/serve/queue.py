@@ -37,7 +37,9 @@ from clinstack.serve.refusals import (
 )
 
 if TYPE_CHECKING:
-    from clinstack.serve.shared_base import ServedStack, SharedBase
+    from clinstack.model.reading import Reading
+    from clinstack.serve.served_stack import EncodedNote, ServedStack
+    from clinstack.serve.shared_base import SharedBase
 
 __all__ = [
     "DeadlineExceeded",
@@ -126,16 +128,19 @@ class RequestQueue:
         name = next((name for name, stack in self.stacks.items() if stack.task is not None), None)
         if name is None:
             return
-        note = self.shared.encode(name, _WARM_UP_WORDS * 64)
+        budget = self._settings.batch_tokens
 
-        def seconds(count: int) -> float:
+        def measured(count: int) -> tuple[int, float]:
+            # No two alike: what is the same is computed once.
+            notes = [self.shared.encode(name, f"{number} {_WARM_UP_WORDS * 64}") for number in range(count)]
             began = time.monotonic()
-            self.shared.classify([(name, note.pieces)] * count)
-            return time.monotonic() - began
+            self.shared.classify([(name, note.pieces) for note in notes])
+            return sum(note.tokens for note in notes), time.monotonic() - began
 
-        seconds(1)  # allocates what every later pass finds
-        count = max(1, min(self._settings.batch_tokens // note.tokens, int(_WARM_UP_SECONDS / seconds(1))))
-        self._started.thread.pace.measured(count * note.tokens, seconds(count), self._settings.batch_tokens)
+        measured(1)  # allocates what every later pass finds
+        tokens, seconds = measured(1)
+        tokens, seconds = measured(max(1, min(budget // tokens, int(_WARM_UP_SECONDS / seconds))))
+        self._started.thread.pace.measured(tokens, seconds, budget)
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new, finish what was taken, and return whether all of it was within so many seconds.
@@ -231,15 +236,18 @@ class RequestQueue:
     async def _encoded(self, items: Sequence[tuple[str, str]], due: float, client: str) -> Request:
         """Return the request that the notes come to, if there is room for it.
 
-        Notes are encoded one by one, so that requests take turns with the encoder. What is refused by a guess of its
-        tokens costs no more than the guess.
+        Notes are encoded one by one, so that requests take turns with the encoder, and once for all stacks that read
+        them in the same way. What is refused by a guess of its tokens costs no more than the guess.
         """
         loop, admission = asyncio.get_running_loop(), self._started.admission
         request = Request(client, due, loop.create_future(), time.monotonic())
         with admission.reserved([(self.stacks[name], text) for name, text in items], due, client):
+            known: dict[tuple[Reading, str], EncodedNote] = {}
             for name, text in items:
-                note = await loop.run_in_executor(self._encoder, self.shared.encode, name, text)
-                request.add(name, note.pieces, note.cut)
+                key = self.stacks[name].reading, text
+                if key not in known:
+                    known[key] = await loop.run_in_executor(self._encoder, self.shared.encode, name, text)
+                request.add(name, known[key].pieces, known[key].cut)
                 if time.monotonic() > due:
                     raise DeadlineExceeded
         admission.check_encoded(request, sum(len(text) for _, text in items))
