@@ -18,7 +18,8 @@ async function stream(model, note, question, place, signal) {
   try {
     const body = {
       model,
-      messages: [{ role: "user", content: `${note}\n\n${question}` }],
+      note,
+      messages: [{ role: "user", content: question }],
       temperature: 0,
       stream: true,
       stream_options: { include_usage: true },
@@ -30,7 +31,8 @@ async function stream(model, note, question, place, signal) {
       usage = event.usage ?? usage;
     }
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    const count = usage ? `${usage.prompt_tokens} tokens read, ${usage.completion_tokens} written` : "";
+    const cut = usage?.note_tokens_cut ? `, ${usage.note_tokens_cut} of the note cut` : "";
+    const count = usage ? `${usage.prompt_tokens} tokens read${cut}, ${usage.completion_tokens} written` : "";
     about.textContent = [count, `${seconds}\u00a0s`, reason === "length" ? "broken off at the limit" : ""].filter(Boolean).join("; ");
     if (!answer.textContent) about.textContent += "; the answer is empty";
   } finally {
