@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clinstack.evaluate.calibration import Method, apply_calibration
+from clinstack.evaluate.calibration import Method, apply_calibration, calibration_intervals
 from clinstack.serve.schemas import ClassScore, TaskPrediction
 from clinstack.tasks import Task
 
@@ -78,9 +78,13 @@ def task_predictions(
     """
     probabilities = apply_calibration(task, logits.astype(np.float64), dict(calibration or {}), method)
     limits = thresholds(task, calibration)
+    bands: list[list[Sequence[float] | None]] = [[None] * len(task.classes)] * len(logits)
+    if method == "isotonic":
+        intervals = calibration_intervals(task, logits.astype(np.float64), dict(calibration or {}))
+        bands = bands if intervals is None else intervals.tolist()
     shown_limits = as_probabilities(task, limits, calibration, method)
     result = []
-    for values, chances in zip(logits.tolist(), probabilities.tolist(), strict=True):
+    for values, chances, band in zip(logits.tolist(), probabilities.tolist(), bands, strict=True):
         margins = [0.0, values[1] - values[0]] if task.kind == "binary" else values
         order: Sequence[int] = range(len(values))
         if top is not None and task.kind == "multilabel":
@@ -91,7 +95,7 @@ def task_predictions(
                 name=task.classes[place],
                 logit=values[place],
                 probability=chances[place],
-                interval=None,
+                interval=None if (ends := band[place]) is None else list(ends),
                 threshold=shown_limits[place],
                 above_threshold=None if (limit := limits[place]) is None else margins[place] >= limit,
             )
