@@ -211,15 +211,22 @@ def read_examples(folder: Path) -> tuple[Task, dict[str, Examples]]:
             [str(item) for item in columns["patient_id"]],
             [item or "" for item in columns["text"]],
             columns["label"],
-            _section_spans(table, path) if "sections" in table.column_names else None,
+            section_spans(table, path) if "sections" in table.column_names else None,
         )
     return task, result
 
 
-def _section_spans(table: pa.Table, path: Path) -> list[list[SectionSpan] | None]:
+def section_spans(table: pa.Table, path: Path, first: int = 1) -> list[list[SectionSpan] | None]:
+    """Return the sections of each row's text, None where nobody looked; the rows are counted from ``first``.
+
+    Raises
+    ------
+    InputError
+        If they do not cover the text.
+    """
     result: list[list[SectionSpan] | None] = []
     rows = zip(table["sections"].to_pylist(), table["text"].to_pylist(), strict=True)
-    for row, (items, text) in enumerate(rows, 1):
+    for row, (items, text) in enumerate(rows, first):
         if items is None:
             result.append(None)
             continue

@@ -8,6 +8,7 @@ from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
 from clinstack.recipe.generate import DecodingRecipe, GenerateRecipe
 from clinstack.recipe.instruct import InstructRecipe
 from clinstack.recipe.judge import JudgeRecipe
+from clinstack.recipe.predict import PredictRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.prompt import PromptRecipe
 from clinstack.recipe.reading import (
@@ -44,6 +45,7 @@ __all__ = [
     "InstructRecipe",
     "JudgeRecipe",
     "LossRecipe",
+    "PredictRecipe",
     "PretrainRecipe",
     "PromptRecipe",
     "Section",

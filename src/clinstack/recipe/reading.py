@@ -17,6 +17,7 @@ from clinstack.recipe.finetune import FinetuneRecipe
 from clinstack.recipe.generate import GenerateRecipe
 from clinstack.recipe.instruct import InstructRecipe
 from clinstack.recipe.judge import JudgeRecipe
+from clinstack.recipe.predict import PredictRecipe
 from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
 from clinstack.recipe.study import StudyRecipe
@@ -33,6 +34,7 @@ STAGES: dict[str, type[StageRecipe]] = {
     "evaluate": EvaluateRecipe,
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
+    "predict": PredictRecipe,
     "sweep": SweepRecipe,
     "study": StudyRecipe,
 }

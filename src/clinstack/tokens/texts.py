@@ -50,11 +50,14 @@ class EncodedTexts:
         Which text a piece is of; 0, 1, 2 and so on where texts are not cut into chunks.
     cut : dict
         What was read and cut, in tokens; `CutReport` names its keys.
+    cut_tokens : list of int
+        Tokens of each text that no piece has.
     """
 
     pieces: list[Tokens]
     owners: NDArray[np.int64]
     cut: dict[str, Any]
+    cut_tokens: list[int]
 
 
 class Frame(NamedTuple):
@@ -108,8 +111,7 @@ class CutReport:
 
     reading: Reading
     lengths: list[int] = field(default_factory=list)
-    texts_cut: int = 0
-    cut: int = 0
+    cuts: list[int] = field(default_factory=list)
     by_section: Counter[str] = field(default_factory=Counter)
     knows_sections: bool = False
     cut_inside: int = 0
@@ -118,18 +120,17 @@ class CutReport:
     def note(self, length: int, cut: int, pieces: int) -> None:
         """Count one text: its tokens, those that were cut, and the pieces it was read in."""
         self.lengths.append(length)
-        self.cut += cut
-        self.texts_cut += cut > 0
+        self.cuts.append(cut)
         self.chunks[pieces] += 1
 
     def to_dict(self, pieces: Sequence[Tokens]) -> dict[str, Any]:
         """Return the report."""
         report: dict[str, Any] = {
             "texts": len(self.lengths),
-            "texts_cut": self.texts_cut,
+            "texts_cut": sum(cut > 0 for cut in self.cuts),
             "read": sum(map(len, pieces)),
-            "cut": self.cut,
-            "share_cut": self.cut / max(1, sum(self.lengths)),
+            "cut": sum(self.cuts),
+            "share_cut": sum(self.cuts) / max(1, sum(self.lengths)),
         }
         if self.lengths:
             values = np.percentile(self.lengths, _PERCENTILES).tolist()
@@ -213,7 +214,7 @@ class NoteEncoder:
             for place, parts in enumerate(encode(self._encoder, self._frame, report, batch, known), start):
                 pieces += [self._frame.around(part, self._filler) for part in parts]
                 owners += [place] * len(parts)
-        return EncodedTexts(pieces, np.array(owners, dtype=np.int64), report.to_dict(pieces))
+        return EncodedTexts(pieces, np.array(owners, dtype=np.int64), report.to_dict(pieces), report.cuts)
 
 
 def _by_ranges(

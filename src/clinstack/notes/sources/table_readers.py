@@ -271,7 +271,7 @@ def _numbered(
 ) -> Iterator[Rows]:
     done = 0
     for batch in batches:
-        values = [_texts(batch.column(name), name, place, done + 1) for name in columns]
+        values = [as_texts(batch.column(name), name, place, done + 1) for name in columns]
         values = [pc.if_else(pc.equal(value, ""), pa.scalar(None, pa.large_string()), value) for value in values]
         texts = pa.RecordBatch.from_arrays(values, list(columns))
         yield Rows(texts, np.arange(done + 1, done + 1 + batch.num_rows))
@@ -280,7 +280,7 @@ def _numbered(
             progress(done, total)
 
 
-def _texts(values: pa.Array, name: str, place: str, first: int) -> pa.Array:
+def as_texts(values: pa.Array, name: str, place: str, first: int) -> pa.Array:
     """Return a column as text.
 
     Raises
