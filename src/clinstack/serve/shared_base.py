@@ -21,18 +21,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from clinstack.model.base import Base
+from clinstack.engine.pieces import pool_pieces
+from clinstack.errors import InputError
+from clinstack.model.base import Base, find_base, load_tokenizer
+from clinstack.model.checks import StackError, check_probe
+from clinstack.model.lineage import read_stack_record, stack_folder
+from clinstack.serve.folding import Adapters, adapters_to_fold, folds
 from clinstack.serve.own_copy import OwnCopy
-from clinstack.serve.served_stack import EncodedNote, ServedStack
+from clinstack.serve.served_stack import EncodedNote, ServedStack, StackOnDisk, read_stack
+from clinstack.serve.shared_network import Piece, SharedNetwork
 from clinstack.tokens.documents import Tokens
-
-FOLDS = ("auto", "always", "never")
+from clinstack.tokens.encode import TextEncoder
+from clinstack.tokens.texts import NoteEncoder
 
 
 class SharedBase:
@@ -51,11 +59,21 @@ class SharedBase:
         What a person should know, a line each: stacks with a base of their own, and why.
     """
 
-    base: Base
-    tokenizer: PreTrainedTokenizerBase
-    stacks: dict[str, ServedStack]
-    own_copies: dict[str, OwnCopy]
-    notes: list[str]
+    def __init__(self, base: Base, device: torch.device, precision: tuple[str, str], folded: Adapters) -> None:
+        self.base = base
+        self.device = device
+        self.tokenizer = load_tokenizer(base)
+        self.stacks: dict[str, ServedStack] = {}
+        self.own_copies: dict[str, OwnCopy] = {}
+        self.notes: list[str] = []
+        self._precision = precision
+        self._folded = folded
+        self._network: SharedNetwork | None = None
+        self._routes: dict[str, str] = {}
+        self._heads: dict[str, Tensor] = {}
+        self._pooling: dict[str, str] = {}
+        self._text_encoder = TextEncoder(self.tokenizer)
+        self._encoders: dict[str, NoteEncoder] = {}
 
     @classmethod
     def open(
@@ -77,25 +95,55 @@ class SharedBase:
         device : str
             ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         fold : {"auto", "always", "never"}
-            Whether the adapters that all stacks have at their bottom are added to the base's weights; ``auto`` where
-            that is exact (float32).
+            Whether the adapters that stacks have in common at their bottom are added to the base's weights; ``auto``
+            where that is exact (float32).
 
         Raises
         ------
         InputError
             If a stack is on another base, damaged, or gives another output than when it was saved.
         """
-        raise NotImplementedError
+        named = list(stacks.items()) if isinstance(stacks, Mapping) else list(stacks)
+        if not named:
+            raise InputError("serve: name at least one Stack or Run.")
+        if base is None:
+            base = str(read_stack_record(stack_folder(named[0][1]))["base"]["id"])
+        found = find_base(base)
+        read: dict[str, StackOnDisk] = {}
+        for name, path in named:
+            if name in read:
+                raise InputError(f"serve: two stacks are called {name!r} ({read[name].folder} and {path}).")
+            read[name] = read_stack(path, found)
+        sharing = [stack for stack in read.values() if not stack.reason] or list(read.values())
+        precision = sharing[0].precision
+        adapters = [stack.adapters for stack in sharing if stack.precision == precision]
+        opened = cls(found, _device(device), precision, adapters_to_fold(adapters) if folds(fold, precision) else ())
+        if any(not stack.reason and not stack.is_classifier for stack in read.values()):
+            opened._shared(causal=True)
+        for name, stack in read.items():
+            opened._add(name, stack)
+        return opened
 
     @property
     def model_fingerprint(self) -> str:
         """The base's."""
-        raise NotImplementedError
+        return self.base.fingerprint
 
     @property
     def network(self) -> PreTrainedModel:
         """The network that stacks share: a causal language model where any of them is one, else one with a head."""
-        raise NotImplementedError
+        return self._shared(causal=False).network
+
+    def _shared(self, *, causal: bool) -> SharedNetwork:
+        """Return the shared network; it is loaded when the first stack needs it."""
+        if self._network is None:
+            self._network = SharedNetwork(self.base, self._precision, self.device, self._folded, causal=causal)
+            self.device = self._network.device
+        elif causal:
+            self._network.become_causal()
+        return self._network
+
+    # ------------------------------------------------------------------ stacks
 
     def add(self, name: str, folder: Path) -> ServedStack:
         """Add a stack while others are served. Nothing is changed where it is refused.
@@ -105,7 +153,45 @@ class SharedBase:
         InputError
             If the name is taken, or as `open`.
         """
-        raise NotImplementedError
+        if name in self.stacks:
+            raise InputError(f"{name}: a stack of this name is served already; remove it first, or take another name.")
+        return self._add(name, read_stack(folder, self.base))
+
+    def _add(self, name: str, stack: StackOnDisk) -> ServedStack:
+        reason = stack.reason
+        if not reason and stack.precision != self._precision:
+            has, here = (
+                " ".join(part for part in pair if part != "none") for pair in (stack.precision, self._precision)
+            )
+            reason = f"it was made for a base in {has}, the others for one in {here}"
+        served = stack.described(name, own_copy=bool(reason))
+        if served.task is not None:
+            self._encoders[name] = NoteEncoder(self.tokenizer, served.reading, self._text_encoder)
+        try:
+            if reason:
+                self.own_copies[name] = OwnCopy(stack.folder, str(self.base.folder), self.device)
+                self.notes.append(f"{name}: it has a base of its own in memory, because {reason}.")
+            else:
+                shared = self._shared(causal=not stack.is_classifier)
+                self._routes[name] = shared.add(stack.adapters)
+                if stack.head is not None:
+                    self._heads[name] = stack.head.to(shared.device)
+                    self._pooling[name] = stack.pooling.kind(shared.network.config)
+                self._check(served, stack)
+            self.stacks[name] = served
+        except Exception:
+            self._forget(name)
+            raise
+        return served
+
+    def _check(self, served: ServedStack, stack: StackOnDisk) -> None:
+        """Hold a stack's output, as notes get it, against the one that was recorded when it was saved."""
+        self.stacks[served.name] = served
+        probed = _Probed(self, served, stack.precision)
+        try:
+            check_probe(cast(Any, probed), torch.tensor(stack.record["probe"]))
+        except StackError as error:
+            raise InputError(f"{stack.folder}: on the shared base it is another model. {error}") from None
 
     def remove(self, name: str) -> None:
         """Forget a stack.
@@ -115,14 +201,40 @@ class SharedBase:
         InputError
             If there is none of that name.
         """
-        raise NotImplementedError
+        self._known(name)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        if self._network is not None and name in self._routes:
+            self._network.drop(self._routes[name])
+        for table in (self.stacks, self.own_copies, self._routes, self._heads, self._pooling, self._encoders):
+            cast(dict[str, Any], table).pop(name, None)
+        self.notes = [note for note in self.notes if not note.startswith(f"{name}: ")]
+
+    def _known(self, name: str) -> ServedStack:
+        if name not in self.stacks:
+            raise InputError(f"{name}: no stack of this name is served; there are {', '.join(self.stacks) or 'none'}.")
+        return self.stacks[name]
+
+    # ------------------------------------------------------------------ computing
 
     def encode(self, name: str, text: str) -> EncodedNote:
-        """Return what a stack reads of a note, cut and ended as in its training. Safe in any thread."""
-        raise NotImplementedError
+        """Return what a stack reads of a note, cut and ended as in its training. Safe in any thread.
+
+        Raises
+        ------
+        InputError
+            If there is no classifier of that name.
+        """
+        if self._known(name).task is None:
+            raise InputError(f"{name}: it is a language model without a head; it classifies nothing.")
+        encoded = self._encoders[name].encode([text])
+        return EncodedNote(encoded.pieces, int(encoded.cut["read"]), int(encoded.cut["cut"]))
 
     def classify(self, items: Sequence[tuple[str, Sequence[Tokens]]]) -> list[NDArray[np.float32]]:
         """Classify notes of any stacks together.
+
+        What two stacks with the same adapters read of the same note is computed once.
 
         Parameters
         ----------
@@ -133,11 +245,49 @@ class SharedBase:
         -------
         list of float32 array [classes]
             Raw logits, in the order of the items.
+
+        Raises
+        ------
+        InputError
+            If a stack is no classifier or not served.
         """
-        raise NotImplementedError
+        by_stack: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(items):
+            by_stack.setdefault(name, []).append(place)
+        for name in by_stack:
+            if self._known(name).task is None:
+                raise InputError(f"{name}: it is a language model without a head; it classifies nothing.")
+        pieces: dict[tuple[str, str, bytes], Piece] = {}
+        keys = [[] if name in self.own_copies else self._keys(name, note, pieces) for name, note in items]
+        features = self._shared(causal=False).features(list(pieces.values())) if pieces else torch.empty(0)
+        numbers = {key: number for number, key in enumerate(pieces)}
+        result: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(items)
+        for name, places in by_stack.items():
+            if name in self.own_copies:
+                logits: Sequence[NDArray[np.float32]] = self.own_copies[name].classify([items[at][1] for at in places])
+            else:
+                chosen = features[[numbers[key] for at in places for key in keys[at]]]
+                with torch.inference_mode():
+                    pooled = pool_pieces(
+                        chosen, [len(keys[at]) for at in places], self.stacks[name].reading.chunk_pooling
+                    )
+                    logits = list(nn.functional.linear(pooled, self._heads[name]).cpu().numpy())
+            for place, row in zip(places, logits, strict=True):
+                result[place] = row
+        return result
+
+    def _keys(
+        self, name: str, note: Sequence[Tokens], pieces: dict[tuple[str, str, bytes], Piece]
+    ) -> list[tuple[str, str, bytes]]:
+        """Put the pieces of a note among those to compute, and return where they are."""
+        route, pooling = self._routes[name], self._pooling[name]
+        keys = [(route, pooling, tokens.tobytes()) for tokens in note]
+        for key, tokens in zip(keys, note, strict=True):
+            pieces.setdefault(key, Piece(route, pooling, tokens))
+        return keys
 
     @contextmanager
-    def routed(self, names: Sequence[str | None]) -> Iterator[Any]:
+    def routed(self, names: Sequence[str | None]) -> Iterator[PreTrainedModel]:
         """Let forward passes of `network` take each padded row through its own stack.
 
         Parameters
@@ -155,5 +305,61 @@ class SharedBase:
         InputError
             If a stack is none of these, or has a base of its own (`own_copies`).
         """
-        raise NotImplementedError
-        yield
+        shared = self._shared(causal=False)
+        for name in names:
+            if name is not None and self._known(name).own_copy:
+                raise InputError(f"{name}: it has a base of its own; use the stack in own_copies.")
+        routes = [shared.untouched if name is None else self._routes[name] for name in names]
+        with shared.routed(routes) as network:
+            yield network
+
+    @property
+    def hidden_states(self) -> Any:
+        """See `SharedNetwork.hidden_states`; inside of `routed`."""
+        return self._shared(causal=False).hidden_states
+
+
+class _Probed:
+    """A served stack as `clinstack.model.checks` asks a `Stack`."""
+
+    def __init__(self, shared: SharedBase, served: ServedStack, precision: tuple[str, str]) -> None:
+        self._shared = shared
+        self._name = served.name
+        self.task = served.task
+        self.network = shared.network
+        self.device = shared.device
+        self.dtype, self.quantize = precision
+
+    def eval(self) -> None:
+        self.network.eval()
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        rows = self._shared.classify([(self._name, [row]) for row in input_ids.cpu().numpy()])
+        return torch.from_numpy(np.stack(rows))
+
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        with self._shared.routed([self._name] * len(input_ids)):
+            return cast(Tensor, self._shared.hidden_states(input_ids))
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises
+    ------
+    InputError
+        If this machine has none of it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: {name!r} is no device; use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {name} is asked for, and PyTorch finds no CUDA device here; use auto or cpu.")
+    return device
+
+
+def _words(precision: tuple[str, str]) -> str:
+    return " ".join(part for part in precision if part != "none")
