@@ -109,7 +109,9 @@ def create_app(
         requests_per_minute=settings.requests_per_minute,
     )
     app.add_middleware(Authentication, token=token, is_public=public.__contains__)
-    app.add_middleware(Observer, metrics=metrics, audit=audit, quiet=public.__contains__, headers=HEADERS)
+    app.add_middleware(
+        Observer, metrics=metrics, audit=audit, quiet=(public | {"/metrics"}).__contains__, headers=HEADERS
+    )
     return app
 
 

@@ -155,8 +155,8 @@ class Observer:
     app : ASGI application
     metrics : Metrics
     audit : AuditLog or None
-    quiet : collection of str
-        Paths that are counted but not audited: health.
+    quiet : function from a path to bool
+        Paths that are counted but audited only when they are refused: what asks nothing of a stack.
     headers : mapping
         Added to every answer that does not have them.
     """
@@ -209,7 +209,7 @@ class Observer:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        if self._audit is None or self._quiet(scope["path"]):
+        if self._audit is None or (status < 400 and self._quiet(scope["path"])):
             return
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
