@@ -8,6 +8,7 @@ import logging
 import re
 import stat
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
