@@ -81,12 +81,9 @@ FOCUSABLE = """() => [...document.querySelectorAll("a[href], button, input, sele
 """Numbers everything that a keyboard must reach, in the page's order."""
 
 
-def find_chromium() -> str:
-    """Return the path of a Chromium, or skip."""
-    for name in NAMES:
-        if path := shutil.which(name):
-            return path
-    pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)}): the web page is tested in one")
+def find_chromium() -> str | None:
+    """Return the path of a Chromium, or None."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 @contextmanager
@@ -95,6 +92,8 @@ def running_browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     path = find_chromium()
+    if path is None:
+        raise FileNotFoundError(f"no Chromium on PATH; looked for {', '.join(NAMES)}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from browser import FINDINGS, FOCUSABLE, LOW_CONTRAST, Scheme, Visit, running_browser, serving, visiting
+from browser import FINDINGS, FOCUSABLE, LOW_CONTRAST, Scheme, Visit, find_chromium, running_browser, serving, visiting
 from clinstack.evaluate.classification import SplitScores, fit_on_validation
 from clinstack.recipe import AdapterRecipe
 from clinstack.recipe.prompt import PromptRecipe
@@ -136,6 +136,8 @@ def address(stacks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        pytest.skip("no Chromium on PATH: the web page is tested in one")
     with running_browser() as started:
         yield started
 

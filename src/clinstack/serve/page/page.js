@@ -12,6 +12,8 @@ let own = "";
 /** The person's own text, kept while a sample stands in its place; in memory only. */
 let predicted = null;
 /** The text that the predictions on the page are for. */
+let answered = null;
+/** The text that the answers on the page are about. */
 let predicting = null;
 let countdown = null;
 
@@ -72,6 +74,7 @@ function noteChanged() {
   for (const button of $("samples").children) button.setAttribute("aria-pressed", String(button.textContent === sample?.name));
   $("restore").hidden = !own || text === own;
   $("stale").hidden = predicted === null || predicted === text;
+  $("pair-stale").hidden = answered === null || answered === text;
   const questions = sample?.questions ?? [];
   $("suggestions").hidden = questions.length === 0;
   $("suggestions").replaceChildren(element("span", { class: "soft" }, "Try:"), ...questions.map((text) => {
@@ -198,6 +201,8 @@ async function ask() {
     $("question").focus();
     return;
   }
+  answered = note;
+  noteChanged();
   try {
     await askBoth($("stack").value, note, question);
   } catch (error) {

@@ -78,7 +78,8 @@ function groupOf(name, scored, description) {
     const button = element("button", { type: "button", class: "quiet", "aria-expanded": "false" });
     const show = (open) => {
       for (const row of hidden) row.hidden = !open;
-      button.textContent = open ? `Show the ${first} most probable` : `Show ${classes.length} classes`;
+      const all = !open && !scored.omitted;
+      button.textContent = all ? `Show all ${classes.length} classes` : `Show the ${open ? first : classes.length} most probable`;
       button.setAttribute("aria-expanded", String(open));
     };
     button.addEventListener("click", () => show(button.getAttribute("aria-expanded") === "false"));
@@ -127,10 +128,10 @@ function fingerprintsOf(model, tasks) {
   return element("details", {}, element("summary", {}, "Fingerprints of base and stacks"), list);
 }
 
-function headOf() {
+function headOf(withIntervals) {
   const column = (...children) => element("th", { scope: "col" }, ...children);
   const axis = ["0%", "50%", "100%"].map((at) => element("span", {}, at));
-  const value = column(element("span", {}, element("span", {}, "Probability"), element("span", {}, "95% interval")));
+  const value = column(element("span", {}, element("span", {}, "Probability"), element("span", {}, withIntervals ? "95% interval" : "")));
   value.className = "value";
   return element("thead", {}, element("tr", {}, column("Class"),
     column(element("span", { class: "hidden" }, "Bar"), element("span", { class: "axis", "aria-hidden": "true" }, ...axis)),
@@ -142,11 +143,12 @@ export function showPredictions(answer, known) {
   const prediction = answer.predictions[0];
   const groups = Object.entries(prediction.tasks).map(([name, scored]) =>
     groupOf(name, scored, known.get(name)?.description ?? ""));
+  const withIntervals = Object.values(prediction.tasks).some((task) => task.classes.some((one) => one.interval));
   const caption = element("caption", { class: "hidden" }, "Probability of each class of each task");
   $("predictions-empty").hidden = true;
   $("predictions-body").replaceChildren(
     tokensOf(prediction, known),
-    element("table", { class: "scores" }, caption, headOf(), ...groups),
+    element("table", { class: "scores" }, caption, headOf(withIntervals), ...groups),
     legendOf(prediction.tasks),
     fingerprintsOf(answer.model, prediction.tasks),
     element("p", { class: "soft remark" }, answer.disclaimer ?? ""),
