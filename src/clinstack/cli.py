@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from clinstack import (
     __version__,
+    cli_export,
     cli_instructions,  # noqa: F401  # its verbs join prepare_app
     cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
@@ -251,6 +252,23 @@ def generate(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = 
     from clinstack.stages.generate import generate as stage
 
     show_run(stage(recipe, fresh=fresh), as_json)  # type: ignore[arg-type]  # read_recipe checked the stage
+
+
+@app.command()
+def predict(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Score every row of a table with a saved classifier: streamed, resumable, on many devices."""
+    recipe = read_recipe(arguments, "predict")
+    from clinstack.stages.predict import predict as stage
+    from clinstack.stages.predict import prediction_lines
+
+    run = stage(recipe, fresh=fresh)  # type: ignore[arg-type]  # read_recipe checked the stage
+    if run.writes and not as_json:
+        for line in prediction_lines(run):
+            console.print(f"  {line}", highlight=False)
+    show_run(run, as_json)
+
+
+app.command("export")(cli_export.export)
 
 
 @app.command()

@@ -130,7 +130,7 @@ def _save_adapter(
             head = stack.head_parameters()
             values["modules_to_save"] = sorted({name.split(".", 1)[0] for name in head})
             contents |= _contiguous(head_keys(head))
-        write_json(folder / CONFIG_FILE, _plain(values))
+        write_json(folder / CONFIG_FILE, plain_values(values))
         save_file(contents, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         if encoder:
             save_file(_contiguous(encoder), folder / ENCODER_FILE)
@@ -243,12 +243,12 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Turn the sets and enumerations of PEFT's configurations into what JSON holds."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item) for item in value)
+        return sorted(plain_values(item) for item in value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value.value if hasattr(value, "value") else value
