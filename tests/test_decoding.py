@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -19,8 +20,10 @@ from clinstack.recipe import AdapterRecipe, DecodingRecipe
 from clinstack.serve.decoding import Answer, Decoder, DecodingRequest
 from clinstack.serve.decoding_cache import RowsCache, RowsLayer
 from clinstack.serve.detokenization import AnswerText
-from clinstack.serve.lanes import StackLanes
+from clinstack.serve.lanes import SharedLanes, StackLanes
+from clinstack.serve.shared_base import SharedBase
 from methods import NAMES, new
+from tiny_chat import save_chat_stacks
 
 GREEDY = DecodingRecipe(max_new_tokens=12)
 DRAWN = DecodingRecipe(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=5)
@@ -99,6 +102,53 @@ def test_joining_and_leaving_changes_nobodys_answer(tiny_base: Path, wanted: Dec
             texts[place] += answer.take()
     assert decoder.is_idle
     same(answers, texts, alone)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base: Path, clinical: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_chat_stacks(tmp_path_factory.mktemp("stacks"), tiny_base, clinical)
+
+
+@pytest.mark.parametrize("fold", ["auto", "never"])
+def test_rows_of_several_stacks_and_of_the_base_together(folders: dict[str, Path], fold: str) -> None:
+    shared = SharedBase.open(folders, fold=fold)
+    assert set(shared.own_copies) == {"alone"}
+    decoder = Decoder(SharedLanes(shared), max_rows=4)
+    prompts = PROMPTS[:3]
+    kinds = [
+        (name, untouched, recipe)
+        for name in ("plain", "clinical", "alone")
+        for untouched, recipe in ((False, GREEDY), (True, GREEDY), (False, DRAWN))
+    ]
+    # One of each kind after another, so that every batch is mixed.
+    answers = [
+        decoder.start(request(prompt, recipe, untouched=untouched, stack=name))
+        for prompt in prompts
+        for name, untouched, recipe in kinds
+    ]
+    texts = finish(decoder, answers)
+    stacks = {name: Stack.load(folders[name]) for name, *_ in kinds}
+    for place, (name, untouched, recipe) in enumerate(kinds):
+        stack = stacks[name]
+        with stack.switched_off() if untouched else nullcontext():
+            wanted = generate(stack, prompts, recipe, None, ends=[2])
+        same(answers[place :: len(kinds)], texts[place :: len(kinds)], wanted)
+
+
+def test_a_stack_that_has_gone_ends_its_answers_alone(folders: dict[str, Path]) -> None:
+    shared = SharedBase.open(folders)
+    decoder = Decoder(SharedLanes(shared))
+    gone, stays = (decoder.start(request(PROMPTS[0], stack=name)) for name in ("plain", "clinical"))
+    decoder.step()
+    shared.remove("plain")
+    news = decoder.step()
+    assert gone in news
+    assert gone.finish == "failed"
+    finish(decoder, [stays])
+    assert stays.finish in ("stop", "length")
+    for name in ("plain", "mortality"):
+        with pytest.raises(InputError, match="no such stack answers"):
+            decoder.start(request(PROMPTS[0], stack=name))
 
 
 def test_drawn_answers_follow_the_seed(tiny_base: Path) -> None:

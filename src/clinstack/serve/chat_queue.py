@@ -140,6 +140,11 @@ class ChatQueue:
         return Decoder(self._lanes, max_rows=self.limits.max_rows, prompt_tokens=self.limits.prompt_tokens)
 
     @property
+    def open_answers(self) -> int:
+        """Answers that wait or are being written."""
+        return len(self._streams)
+
+    @property
     def waiting(self) -> int:
         """Answers that wait for their first token."""
         return sum(not stream.has_begun for stream in self._streams)
