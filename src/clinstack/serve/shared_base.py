@@ -18,6 +18,7 @@ Not for several threads: whoever owns it calls it, and adds and removes stacks b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,7 +116,8 @@ class SharedBase:
                 raise InputError(f"serve: two stacks are called {name!r} ({read[name].folder} and {path}).")
             read[name] = read_stack(path, found)
         sharing = [stack for stack in read.values() if not stack.reason] or list(read.values())
-        precision = sharing[0].precision
+        # The one that most stacks were made for; of equals the first.
+        precision = Counter(stack.precision for stack in sharing).most_common(1)[0][0]
         adapters = [stack.adapters for stack in sharing if stack.precision == precision]
         opened = cls(found, _device(device), precision, adapters_to_fold(adapters) if folds(fold, precision) else ())
         if any(not stack.reason and not stack.is_classifier for stack in read.values()):
