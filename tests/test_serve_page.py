@@ -345,6 +345,62 @@ def test_everybody_can_use_it(browser: Browser, address: str, width: int, scheme
         assert "Research software" in page.get_by_role("note").inner_text()
 
 
+def test_clearing_and_reloading_leave_nothing_of_a_note(browser: Browser, address: str) -> None:
+    with visiting(browser, address, TOKEN) as visit:
+        page = visit.page
+        predict_by_keyboard(visit)
+        page.reload()
+        page.wait_for_selector("#task-list input")
+        assert page.input_value("#note") == ""
+        predict_by_keyboard(visit)
+        page.get_by_role("button", name="Clear everything").click()
+        assert page.input_value("#note") == ""
+        assert visit.scores() == {}
+        assert "zebra" not in page.content()
+
+
+SHOW = """async ([answer, known]) => {
+  const { showPredictions } = await import("/page/predictions.js");
+  showPredictions(answer, new Map(known));
+}"""
+
+
+def test_tokens_and_long_lists_are_said_as_they_are(browser: Browser, address: str) -> None:
+    classes = [
+        {
+            "name": f"c{place}",
+            "probability": place / 10,
+            "interval": None,
+            "threshold": 0.75,
+            "above_threshold": place > 7,
+        }
+        for place in range(10)
+    ]
+    codes = {"stack": "s", "kind": "multilabel", "calibrated": False, "calibration": "none", "classes": classes}
+    model = {"base": "b", "fingerprint": "f"}
+
+    def show(tokens: int, cut: int, limits: dict[str, int], omitted: int = 0) -> str:
+        tasks = {name: codes | {"omitted": omitted} for name in limits}
+        prediction = {"id": "0", "tokens": tokens, "cut_tokens": cut, "tasks": tasks}
+        known = [[name, {"name": name, "max_tokens": limit}] for name, limit in limits.items()]
+        page.evaluate(SHOW, [{"model": model, "predictions": [prediction]}, known])
+        return page.locator("#tokens").inner_text()
+
+    with visiting(browser, address, TOKEN) as visit:
+        page = visit.page
+        page.wait_for_selector("#task-list input")
+        assert show(412, 0, {"a": 512, "b": 512}) == "Read: 412 of 512 tokens; 0 cut."
+        assert "1,024 tokens in pieces of up to 512; 0 cut" in show(1024, 0, {"a": 512})
+        assert "at most 412 tokens; at most 30 cut" in show(412, 30, {"a": 64, "b": 512})
+        show(412, 0, {"a": 512}, omitted=36)
+        rows = page.locator(".scores tr[data-class]:visible")
+        assert rows.evaluate_all("rows => rows.map((row) => row.dataset.class)") == ["c9", "c8", "c7", "c6", "c5"]
+        assert page.locator(".above:visible").all_inner_texts()[:2] == ["▲ 90.0%", "▲ 80.0%"]
+        page.get_by_role("button", name="Show the 10 most probable").click()
+        assert rows.count() == 10
+        assert "36 less probable classes are not listed" in page.locator(".scores").inner_text()
+
+
 def test_an_empty_note_and_an_empty_question_are_said(browser: Browser, address: str) -> None:
     with visiting(browser, address, TOKEN) as visit:
         visit.page.wait_for_selector("#task-list input")

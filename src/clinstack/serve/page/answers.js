@@ -72,3 +72,10 @@ export async function askBoth(stack, note, question) {
 export function stopAnswers() {
   running?.abort();
 }
+
+/** Show no answers. */
+export function clearAnswers() {
+  stopAnswers();
+  $("pair").hidden = true;
+  for (const place of ["before", "after", "before-about", "after-about"]) $(place).textContent = "";
+}

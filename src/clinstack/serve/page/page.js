@@ -1,9 +1,9 @@
 /* What the page does: connects, offers samples and tasks, predicts, asks, and says what went wrong. */
 
-import { askBoth, stopAnswers } from "./answers.js";
+import { askBoth, clearAnswers, stopAnswers } from "./answers.js";
 import { keepToken, Problem, request, tokenOfTab } from "./api.js";
 import { $, element, say, words } from "./elements.js";
-import { showPredictions } from "./predictions.js";
+import { clearPredictions, showPredictions } from "./predictions.js";
 
 const known = new Map();
 /** What GET /v1/tasks says of each stack, by name. */
@@ -225,7 +225,15 @@ on("note", "input", noteChanged);
 on("restore", "click", () => setNote(own));
 on("stop", "click", stopAnswers);
 on("clear", "click", () => {
-  setNote("");
+  predicting?.abort();
+  clearPredictions();
+  clearAnswers();
+  clearProblem();
+  own = "";
+  predicted = answered = null;
+  $("note").value = $("question").value = "";
+  noteChanged();
+  say("Note, predictions and answers are cleared.");
   $("note").focus();
 });
 on("all-tasks", "click", () => document.querySelectorAll("#task-list input").forEach((box) => (box.checked = true)));
@@ -238,8 +246,14 @@ on("access-form", "submit", async () => {
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
+  if ($("workplace").hidden) return;
   if ($("questions").contains(document.activeElement) || $("actions").hidden) ask();
   else predict();
+});
+
+addEventListener("hashchange", () => {
+  // A link with a token, opened in this tab.
+  if (tokenOfTab()) connect();
 });
 
 tokenOfTab();

@@ -50,7 +50,7 @@ function rowOf(scored, calibrated) {
 function shownClasses({ kind, classes }) {
   if (kind === "binary") return [classes.slice(1), 1];
   if (kind === "multiclass") return [classes, classes.length];
-  return [classes.toSorted((a, b) => b.probability - a.probability), TOP];
+  return [[...classes].sort((a, b) => b.probability - a.probability), TOP];
 }
 
 function groupOf(name, scored, description) {
@@ -103,21 +103,17 @@ function legendOf(tasks) {
   return list;
 }
 
-/** "412 of 512 tokens; 0 cut", once for stacks that read as much as each other. */
-function tokensOf(prediction, known) {
-  const limits = new Map();
-  for (const [name, scored] of Object.entries(prediction.tasks)) {
-    const read = scored.tokens ?? prediction.tokens;
-    const cut = scored.cut_tokens ?? prediction.cut_tokens;
-    const limit = known.get(name)?.max_tokens;
-    const text = `${read}${limit ? ` of ${limit}` : ""} tokens; ${cut} cut`;
-    if (!limits.has(text)) limits.set(text, { names: [], cut });
-    limits.get(text).names.push(words(name));
-  }
-  const lines = [...limits].map(([text, { names, cut }]) =>
-    element("span", {}, limits.size > 1 ? `${names.join(", ")}: ` : "Read: ", cut ? element("strong", {}, text) : text,
-      cut ? ". What was cut was not read by the model." : ". "));
-  return element("p", { class: "soft tokens", id: "tokens" }, ...lines);
+/** "412 of 512 tokens; 0 cut". The API counts the most of any task, so that one limit is named only where all share it. */
+function tokensOf({ tokens, cut_tokens: cut, tasks }, known) {
+  const limits = [...new Set(Object.keys(tasks).map((name) => known.get(name)?.max_tokens ?? tokens))].sort((a, b) => a - b);
+  const count = (number) => number.toLocaleString("en-US");
+  let text = `${count(tokens)} of ${count(limits[0])} tokens; ${count(cut)} cut`;
+  if (limits.length > 1) {
+    const range = `between ${count(limits[0])} and ${count(limits.at(-1))}`;
+    text = `at most ${count(tokens)} tokens; at most ${count(cut)} cut; these stacks take ${range} at a time`;
+  } else if (tokens > limits[0]) text = `${count(tokens)} tokens in pieces of up to ${count(limits[0])}; ${count(cut)} cut`;
+  return element("p", { class: "soft tokens", id: "tokens" }, "Read: ", cut ? element("strong", {}, text) : text,
+    cut ? ". What was cut was not read by the model." : ".");
 }
 
 function fingerprintsOf(model, tasks) {
@@ -153,4 +149,10 @@ export function showPredictions(answer, known) {
     fingerprintsOf(answer.model, prediction.tasks),
     element("p", { class: "soft remark" }, answer.disclaimer ?? ""),
   );
+}
+
+/** Show no predictions. */
+export function clearPredictions() {
+  $("predictions-body").replaceChildren();
+  $("predictions-empty").hidden = false;
 }
