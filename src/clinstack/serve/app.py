@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from clinstack import __version__
-from clinstack.serve import page, predict_api, stacks_api
+from clinstack.serve import chat_api, page, predict_api, stacks_api
 from clinstack.serve.failures import ApiError, validation_error
 from clinstack.serve.observe import AuditLog, Metrics, Observer
 from clinstack.serve.openapi import EVERYWHERE, describe_api
@@ -89,9 +87,7 @@ def create_app(
     app.state.gate, app.state.metrics = gate, metrics
     app.include_router(predict_api.router(queue, settings, metrics))
     app.include_router(stacks_api.router(queue, settings))
-    if importlib.util.find_spec("clinstack.serve.chat_api"):  # until it stands
-        chat = importlib.import_module("clinstack.serve.chat_api")
-        app.include_router(chat.router(queue, settings))
+    app.include_router(chat_api.router(queue, settings))
     _add_health(app, gate, queue)
     _add_metrics(app, metrics)
     public = HEALTH
@@ -165,6 +161,7 @@ def _add_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def handle(_: Request, error: HTTPException) -> Response:
-        messages = {404: "There is no such path.", 405: "This path has no such method.", 400: "The body is no JSON."}
-        status = error.status_code if error.status_code in messages else 400
-        return ApiError(status, messages[status]).response(error.headers)
+        messages = {404: "There is no such path.", 405: "This path has no such method."}
+        # What remains is a body that is no Unicode.
+        status = error.status_code if error.status_code in messages else 422
+        return ApiError(status, messages.get(status, "The body is no JSON.")).response(error.headers)

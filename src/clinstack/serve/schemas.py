@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+)
 
 from clinstack.evaluate.calibration import Method
 from clinstack.tasks import Kind
@@ -21,6 +30,13 @@ DISCLAIMER = (
 DEFAULT_TOP = 20
 """Classes of a multilabel task that an answer lists when a request does not say how many."""
 
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer as JSON Schema means it: 4.0 is one, "4" and true are none."""
 NoteText = Annotated[str, StringConstraints(min_length=1)]
 NoteId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}$")]
 """Stands in the audit log as it is: a pattern that no sentence of a note matches."""
@@ -52,9 +68,8 @@ class _Predict(_Request):
         default=None,
         description="null: isotonic where the stack has a fit, else none. temperature and isotonic need one.",
     )
-    top: int | None = Field(
+    top: Annotated[Whole, Field(ge=1)] | None = Field(
         default=DEFAULT_TOP,
-        ge=1,
         description="Of a multilabel task, so many classes: the most probable first. null: all, in the task's order.",
     )
 
