@@ -23,6 +23,7 @@ from clinstack import (
     cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
+from clinstack.cli_chat import chat_command
 from clinstack.cli_prepare import prepare_app
 from clinstack.cli_serve import serve_command
 from clinstack.cli_synthesize import synthesize_app
@@ -406,6 +407,7 @@ def import_torch() -> None:
 
 
 app.command("serve")(serve_command)
+app.command("chat")(chat_command)
 
 
 @presets_app.command("ls")
