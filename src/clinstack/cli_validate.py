@@ -10,7 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.errors import InputError
-from clinstack.recipe import FinetuneRecipe, InstructRecipe, StageRecipe, StudyRecipe, SweepRecipe, TrainingStageRecipe
+from clinstack.recipe import (
+    FinetuneRecipe,
+    InstructRecipe,
+    PredictRecipe,
+    StageRecipe,
+    StudyRecipe,
+    SweepRecipe,
+    TrainingStageRecipe,
+)
 from clinstack.tasks import Task
 
 if TYPE_CHECKING:
@@ -40,6 +48,10 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         from clinstack.tokens.prompts import Prompt
 
         Prompt.of(recipe.prompt, load_tokenizer(locate_base(recipe.base)))
+    if isinstance(recipe, PredictRecipe):
+        from clinstack.stages.predict import check_predict
+
+        check_predict(recipe)
     if isinstance(recipe, StudyRecipe):
         _validate_study(recipe, console)
     if isinstance(recipe, SweepRecipe):

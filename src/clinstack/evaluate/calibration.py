@@ -76,7 +76,7 @@ def apply_calibration(
     values = np.asarray(logits, dtype=np.float64)
     if method == "none":
         return _probabilities(task, values)
-    if calibration is None:
+    if calibration is None or calibration.get(method) is None:
         raise InputError(f"calibration method {method}: this stack has no calibration; use none, or finetune again.")
     if method == "temperature":
         return _probabilities(task, values / calibration["temperature"])

@@ -20,8 +20,8 @@ class PredictRecipe(StageRecipe):
     base: str | None = None
     """Where the base is on this machine; as the stack recorded when not given."""
     table: str | None = None
-    """A Parquet or csv file (``.parquet``, ``.csv``, ``.csv.gz``), or a folder of such files of one kind, which are read
-    in the order of their names."""
+    """A Parquet or csv file (``.parquet``, ``.csv``, ``.csv.gz``), or a folder of such files of one kind, which are
+    read in the order of their names."""
     id_column: str | None = None
     """Of ``table``: what names a row, once each; ``example_id`` when not given."""
     text_column: str | None = None
