@@ -306,11 +306,11 @@ def test_a_busy_server_is_waited_for_and_a_lost_one_is_named(browser: Browser, a
         page = visit.page
         page.wait_for_selector("#task-list input")
         page.fill("#note", NOTE)
-        page.route("**/v1/predict", answering(429, {"Retry-After": "2"}))
+        page.route("**/v1/predict", answering(429, {"Retry-After": "1"}))
         page.get_by_role("button", name="Predict").click()
         page.wait_for_selector("#countdown")
         assert page.locator("#predict").is_disabled()
-        assert "Try again in 2 seconds" in page.get_by_role("alert").text_content()
+        assert "Try again in 1 second" in page.get_by_role("alert").text_content()
         expect(page.locator("#countdown")).to_contain_text("now")
         assert page.locator("#predict").is_enabled()
         page.unroute("**/v1/predict")
