@@ -14,8 +14,8 @@ from clinstack.serve.refusals import QueueFull, RequestTooLarge
 if TYPE_CHECKING:
     from clinstack.serve.served_stack import ServedStack
 
-HEADROOM = 0.8
-"""Share of a request's time that it may be expected to wait. The rest is for a machine that becomes slower."""
+HEADROOM = 0.5
+"""Share of a request's time that it may be expected to wait: also at half the speed it is answered in time."""
 CHARACTERS_PER_TOKEN = 3.0
 """Before any note was encoded."""
 RETRY_SECONDS = 1.0

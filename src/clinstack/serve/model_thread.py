@@ -33,6 +33,10 @@ from clinstack.tokens.documents import Tokens
 
 CALL_GAP_SECONDS = 0.003
 """How long calls that are owed time may take to ask for their next turn."""
+BATCH_SECONDS = 0.5
+"""How long a batch should take at most: as long as it runs, nobody else has the model."""
+SMALLEST_BUDGET = 2048
+"""Tokens of a batch that is not made shorter for the sake of `BATCH_SECONDS`; a CPU computes rows of so many."""
 REGAINED = 1 / 32
 """Share of the full budget that a batch regains after a batch that fitted in memory."""
 
@@ -77,7 +81,7 @@ class ModelThread:
     ----------
     model : Classifier
     budget : int
-        Tokens of a batch, at most, but for a single longer note.
+        Tokens of a batch, at most, but for a single longer note. On a slow machine batches are smaller.
     window : float
         Seconds that the first of a batch waits for more.
     loop : AbstractEventLoop
@@ -197,9 +201,14 @@ class ModelThread:
         """Return in how many seconds a batch may begin; None where nothing waits."""
         if not self.waiting.items:
             return None
-        if self.waiting.tokens >= self._fits:
+        if self.waiting.tokens >= self._limit():
             return 0.0
         return self.waiting.since + self.window - time.monotonic()
+
+    def _limit(self) -> int:
+        """Return how many tokens the next batch may have."""
+        wanted = int(BATCH_SECONDS * (self.pace.tokens_per_second or 0.0))
+        return min(self._fits, max(wanted, SMALLEST_BUDGET))
 
     def _run_call(self, call: _Call, *, batches_wait: bool) -> None:
         began = time.monotonic()
@@ -222,9 +231,9 @@ class ModelThread:
 
     def _take_batch(self) -> None:
         with self.lock:
-            calls_wait = bool(self._calls)
+            calls_wait, limit = bool(self._calls), self._limit()
             since = max(self._last_batch_ended, self.waiting.since)
-            batch, late = self._without_late(self.waiting.take(self._fits))
+            batch, late = self._without_late(self.waiting.take(limit))
             self._computing = batch
         for request in late:
             self._tell(_set_exception, request.answer, DeadlineExceeded())
@@ -239,7 +248,7 @@ class ModelThread:
         self.observer.batch(len(batch), tokens, ended - began)
         with self.lock:
             self._computing = []
-            self.pace.measured(tokens, ended - since, self.budget)
+            self.pace.measured(tokens, ended - since, limit)
             # Calls that came meanwhile wanted the model, too.
             self._owed = self._owed + ended - began if calls_wait or self._calls else 0.0
 
