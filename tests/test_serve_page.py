@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+expect.set_options(timeout=20_000)
 
 TOKEN = "a-token-for-this-test-only"
 NOTE = "the patient was admitted with zebra pain and shortness of breath"
@@ -184,7 +185,11 @@ def test_a_note_typed_on_the_keyboard_gets_the_scores_of_the_api(
             assert ("not calibrated" in said) == (name not in CALIBRATED)
             intervals = [one["interval"] for one in task["classes"][1 if task["kind"] == "binary" else 0 :]]
             assert group.locator(".interval").count() == group.locator(".track u").count() == sum(map(bool, intervals))
-        assert any(one["interval"] for one in prediction["tasks"]["mortality"]["classes"])
+            marks = [one["threshold"] for one in task["classes"] if one["threshold"] is not None]
+            assert group.locator(".track s").count() == len(marks)
+        died = prediction["tasks"]["mortality"]["classes"][1]
+        assert died["interval"]
+        assert died["threshold"]
         assert (
             f"{prediction['tokens']} of 64 tokens; {prediction['cut_tokens']} cut"
             in page.locator("#tokens").inner_text()
@@ -244,7 +249,7 @@ def test_a_question_is_answered_by_base_and_stack_side_by_side(browser: Browser,
         visit.tab_to("question")
         visit.page.keyboard.type("Why did the patient come?")
         visit.page.keyboard.press("Enter")
-        expect(visit.page.locator("#status")).to_contain_text("After, stack instruct", timeout=20_000)
+        expect(visit.page.locator("#status")).to_contain_text("After, stack instruct")
         answers = [visit.page.locator(f"#{place}").inner_text() for place in ("before", "after")]
         for model, answer in zip(("instruct:base", "instruct"), answers, strict=True):
             messages = [{"role": "user", "content": "Why did the patient come?"}]
