@@ -157,7 +157,7 @@ def _given_token(file: Path | None, no_token: bool) -> str | None:
     if file is not None:
         return read_token(file)
     # Not an option: the list of processes shows a command line to everyone.
-    return None if no_token else os.environ.get(TOKEN_VARIABLE)
+    return None if no_token else os.environ.get(TOKEN_VARIABLE) or None
 
 
 def show_start(settings: ServeSettings, started: Started, console: Console) -> None:

@@ -172,4 +172,6 @@ def _explain(item: Any) -> str:
         )
     if item["type"] == "missing" or item["loc"] == ("stacks",):
         return "name a Stack or a finished Run"
+    if item["loc"] == ("token",):
+        return message  # it comes from a file or from the environment
     return f"--{str(item['loc'][0]).replace('_', '-')}: {message}" if item["loc"] else message
