@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clinstack.engine.pieces import pool_pieces
 from clinstack.errors import InputError
@@ -30,7 +31,10 @@ from clinstack.tokens.texts import encode_texts
 from methods import new
 from tiny_encoders import write_encoder
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+]
 
 NOTES = [
     "chest pain",
@@ -42,6 +46,12 @@ NOTES = [
 MORTALITY = Task("mortality", "binary", ("alive", "dead"))
 STAY = Task("length_of_stay", "multiclass", ("0", "1", "2", "3"))
 CODES = Task("diagnoses", "multilabel", tuple(f"c{number}" for number in range(7)))
+_SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "gemma2": {**_SMALL, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 6},
+    "qwen3": {**_SMALL, "num_key_value_heads": 1, "head_dim": 16},
+}
 MakeStack = Callable[..., Path]
 
 
@@ -231,6 +241,51 @@ def test_what_is_folded_costs_the_least() -> None:
 def test_refuses_a_fold_that_is_none(folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="none of auto, always, never"):
         SharedBase.open({"head": folders["head"]}, fold="yes")
+
+
+def test_the_last_layer_is_computed_where_it_is_read(
+    served: SharedBase, stacks: dict[str, Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network: Any = served._shared(causal=False)
+    seen: list[int] = []
+    mlp = network.network.model.layers[-1].mlp
+    handle = mlp.gate_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    items = [(name, served.encode(name, text).pieces) for name in ("frozen", "three", "lora") for text in NOTES]
+    narrowed = served.classify(items)
+    assert seen == [len(items)]  # a token of each note
+    last_layer, network._last_layer = network._last_layer, None
+    whole = served.classify(items)
+    network._last_layer = last_layer
+    assert seen[1:] == [sum(len(pieces[0]) for _, pieces in items)]
+    np.testing.assert_allclose(np.concatenate(narrowed), np.concatenate(whole), rtol=0, atol=2e-6)
+    # A mean needs all tokens, also of its neighbors in the row.
+    seen.clear()
+    check(served, stacks, [("mean", NOTES[0]), ("frozen", NOTES[0])])
+    handle.remove()
+    assert seen[0] > 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3"])
+def test_other_families(make: MakeStack, tiny_base: Path, tmp_path: Path, family: str) -> None:
+    """GPT-2 has other names and transposed weights; Gemma 2 keeps its own attention, in padded rows."""
+    config = AutoConfig.for_model(family, vocab_size=300, **_FAMILIES[family])
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+    torch.manual_seed(0)
+    network: Any = AutoModelForCausalLM.from_config(config)
+    network.save_pretrained(tmp_path / family)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / family)
+    targets = ("c_attn", "c_proj") if family == "gpt2" else ("q_proj", "down_proj")
+    ground = make([AdapterRecipe(name="clinical", rank=2, target_modules=targets)], None, base=tmp_path / family)
+    clinical = AdapterRecipe(name="clinical", path=str(ground))
+    folders = {
+        "one": make([clinical, task_lora(target_modules=targets)], base=tmp_path / family),
+        "two": make([clinical, task_lora(target_modules="all-linear")], CODES, base=tmp_path / family),
+        "three": make([task_lora(target_modules=targets)], STAY, base=tmp_path / family),
+    }
+    shared = SharedBase.open(folders)
+    assert len(shared._folded) == 1
+    loaded = {name: Stack.load(folder) for name, folder in folders.items()}
+    check(shared, loaded, [(name, text) for text in NOTES for name in folders], atol=2e-5)
 
 
 # ---------------------------------------------------------------------- adding and removing

@@ -92,6 +92,7 @@ class Routing:
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
+        self._narrowed: Plan | None = None
 
     @contextmanager
     def along(self, plan: Plan) -> Iterator[None]:
@@ -108,7 +109,11 @@ class Routing:
         try:
             yield
         finally:
-            self._plan = None
+            self._plan = self._narrowed = None
+
+    def narrow(self, plan: Plan | None) -> None:
+        """Let the next layers follow another plan, for they see some tokens of the row only; None ends that."""
+        self._narrowed = plan
 
     def parts(self, inputs: Tensor) -> tuple[Part, ...]:
         """Return the parts of a layer's input [rows, tokens, in].
@@ -118,7 +123,7 @@ class Routing:
         RoutingError
             If there is no plan, or the input has other rows than the plan.
         """
-        plan = self._plan
+        plan = self._narrowed or self._plan
         if plan is None:
             raise RoutingError("No plan says which stack's adapters this forward pass goes through.")
         expected = (1, plan.count) if plan.is_flat else (plan.count, inputs.shape[1] if inputs.dim() > 1 else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,9 +17,11 @@ from clinstack.engine.pieces import flat_rows
 from clinstack.errors import ClinstackError
 from clinstack.model.attention import attends_by_document, boundaries_mask
 from clinstack.model.base import Base, backbone, load_network
+from clinstack.model.config import vocabulary_size
 from clinstack.model.factors import concatenated, fold_into
 from clinstack.model.pooling import pool, pool_flat
 from clinstack.serve.folding import Adapters, common_bottom
+from clinstack.serve.last_layer import LastLayer, is_same, parts_of
 from clinstack.serve.routing import Plan, RoutedLinear, Routing, refuse_unfit, route_layers
 from clinstack.tokens.batches import by_length, pad
 from clinstack.tokens.documents import Tokens
@@ -84,7 +86,10 @@ class SharedNetwork:
         self._routed: dict[str, RoutedLinear] = {}
         self._users: dict[str, int] = {}
         self._padded_tokens = _PADDED_TOKENS
+        self._last_layer: LastLayer | None = None
         self.untouched = self.add(())
+        if attends_by_document(self.network):
+            self._try_last_layer()
 
     @property
     def _hidden_size(self) -> int:
@@ -131,6 +136,8 @@ class SharedNetwork:
             self._routed |= route_layers(self.network, factors.layers, self._routing)
             for name, (first, second) in factors.to(self.device).layers.items():
                 self._routed[name].put(route, first, second)
+            if self._last_layer is not None:
+                self._last_layer.attach(self.network)
         self._users[route] = self._users.get(route, 0) + 1
         return route
 
@@ -177,9 +184,28 @@ class SharedNetwork:
         lengths = [len(piece.tokens) for piece in pieces]
         input_ids = torch.from_numpy(np.concatenate([piece.tokens for piece in pieces]))[None]
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None]
-        with self._routing.along(Plan.flat([piece.route for piece in pieces], lengths)):
+        routes = [piece.route for piece in pieces]
+        narrowed: AbstractContextManager[None] = nullcontext()
+        if self._last_layer is not None and all(piece.pooling == "last" for piece in pieces):
+            ends = torch.from_numpy(np.cumsum(lengths) - 1)
+            narrowed = self._last_layer.at(ends, Plan.flat(routes, [1] * len(routes)))
+        with self._routing.along(Plan.flat(routes, lengths)), narrowed:
             hidden = self.hidden_states(input_ids, boundaries_mask(positions), positions)[0]
         return _by_kind(pieces, lambda kind: pool_flat(hidden, torch.tensor(lengths), kind))
+
+    def _try_last_layer(self) -> None:
+        """Compute the last layer where it is read from now on, if this network's features are the same so."""
+        if not parts_of(self.network):
+            return
+        random = np.random.default_rng(0)
+        vocabulary = vocabulary_size(self.network.config)
+        pieces = [Piece(self.untouched, "last", random.integers(vocabulary, size=length)) for length in (9, 14, 1)]
+        whole = self.features(pieces)
+        self._last_layer = LastLayer(self._routing)
+        self._last_layer.attach(self.network)
+        if not is_same(self.features(pieces), whole):
+            self._last_layer.detach()
+            self._last_layer = None
 
     def _padded(self, pieces: Sequence[Piece]) -> Tensor:
         lengths = np.array([len(piece.tokens) for piece in pieces])
