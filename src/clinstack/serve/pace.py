@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-REMEMBERED_SECONDS = 10.0
+REMEMBERED_SECONDS = 5.0
 """After so many seconds of work a measurement counts half."""
 
 

@@ -111,7 +111,7 @@ class RequestQueue:
     # ------------------------------------------------------------------ its life
 
     async def start(self) -> None:
-        """Start the model's thread, and measure its speed with a batch of a made-up note."""
+        """Start the model's thread, and measure its speed with made-up notes for about a second."""
         settings = self._settings
         thread = ModelThread(
             self.shared,
@@ -139,8 +139,15 @@ class RequestQueue:
 
         measured(1)  # allocates what every later pass finds
         tokens, seconds = measured(1)
-        tokens, seconds = measured(max(1, min(budget // tokens, int(_WARM_UP_SECONDS / seconds))))
-        self._started.thread.pace.measured(tokens, seconds, budget)
+        notes, ends = (
+            max(1, min(budget // tokens, int(_WARM_UP_SECONDS / seconds))),
+            time.monotonic() + _WARM_UP_SECONDS,
+        )
+        while True:
+            tokens, seconds = measured(notes)
+            self._started.thread.pace.measured(tokens, seconds, tokens)
+            if time.monotonic() > ends:
+                return
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new, finish what was taken, and return whether all of it was within so many seconds.
