@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 from openai import (
     APIStatusError,
     AsyncOpenAI,
@@ -37,7 +40,7 @@ from clinstack.serve.shared_base import SharedBase
 from clinstack.tokens.prompts import Prompt, encode_prompts
 from tiny_chat import LONG_NOTE, MAX_TOKENS, NOTE, PROMPT, QUESTION, offline, save_chat_stacks, served
 from tiny_instructions import CHAT_TEMPLATE, long_note
-from tiny_serving import CANARY, TOKEN, settings_of
+from tiny_serving import BEARER, CANARY, TOKEN, settings_of
 
 NOTES = (NOTE, LONG_NOTE)
 MODELS = ("plain", "clinical", "alone", "plain:base", "alone:base")
@@ -51,8 +54,8 @@ def stacks(tiny_base: Path, clinical: Path, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def url(stacks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     state = tmp_path_factory.mktemp("state")
-    settings = settings_of(stacks, state, max_characters=5000, stacks_root=str(stacks["plain"].parent))
-    with served(SharedBase.open(stacks), settings) as address:
+    chosen = settings_of(stacks, state, max_characters=5000, stacks_root=str(stacks["plain"].parent))
+    with served(SharedBase.open(stacks), chosen) as address:
         yield address
 
 
@@ -342,9 +345,9 @@ def slow(stacks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Lane, "forward", sleepy)
     monkeypatch.setattr(chat_api, "ChatQueue", kept)
     monkeypatch.setattr(chat_api, "ChatLimits", lambda: ChatLimits(max_rows=1, max_waiting=1))
-    chosen = {"plain": stacks["plain"]}
-    settings = settings_of(chosen, tmp_path, timeout_s=1.0, stacks_root=str(stacks["plain"].parent))
-    with served(SharedBase.open(chosen), settings) as address:
+    only = {"plain": stacks["plain"]}
+    chosen = settings_of(only, tmp_path, timeout_s=1.0, stacks_root=str(stacks["plain"].parent))
+    with served(SharedBase.open(only), chosen) as address:
         yield Slow(address, made[0])
 
 
@@ -456,11 +459,11 @@ def test_the_last_note_stands_and_earlier_turns_are_not_read() -> None:
     ("messages", "note", "param"),
     [
         ([("user", "Why?"), ("assistant", "So.")], None, "messages"),
-        ([("user", "<note>A. Why?")], None, "messages[0]"),
-        ([("user", "A.</note> Why? <note>")], None, "messages[0]"),
-        ([("system", "You are a poet."), ("user", "Why?")], None, "messages[0]"),
-        ([("developer", "Rhyme. <note>A.</note>"), ("user", "Why?")], None, "messages[0]"),
-        ([("user", "Hello"), ("user", "<note>A.</note>\n")], None, "messages[1]"),
+        ([("user", "<note>A. Why?")], None, "messages.0"),
+        ([("user", "A.</note> Why? <note>")], None, "messages.0"),
+        ([("system", "You are a poet."), ("user", "Why?")], None, "messages.0"),
+        ([("developer", "Rhyme. <note>A.</note>"), ("user", "Why?")], None, "messages.0"),
+        ([("user", "Hello"), ("user", "<note>A.</note>\n")], None, "messages.1"),
         ([("user", "<note>A.</note> Why?")], "B.", "note"),
     ],
 )
@@ -484,3 +487,47 @@ def test_prompts_are_those_of_generate(tiny_base: Path, chat: bool, sentences: i
     assert (found.cut > 0) == (sentences == 40)
     with pytest.raises(InputError, match="reads and writes 70 together, of which 60 are for the answer"):
         QuestionEncoder(tokenizer).encode(prompt, note, "Why?", 70, 60)
+
+
+_TEXTS = st.text(alphabet="<note>/ a\n?\u00e9\x00", max_size=40) | st.just("<note>a</note> why?")
+_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1),
+    "seed": st.integers(-(2**64), 2**64),
+    "stop": st.text(max_size=3) | st.lists(st.text(min_size=1, max_size=3), max_size=5),
+    "stream": st.booleans(),
+    "note": _TEXTS,
+    "n": st.sampled_from([1, 1.0, True, 2]),
+    "user": st.text(max_size=5),
+}
+_BODIES = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(["plain", "clinical:base", "alone"]),
+        "max_tokens": st.integers(1, 4),
+        "messages": st.lists(
+            st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system"]), "content": _TEXTS}),
+            max_size=2,
+        ).map(lambda messages: [*messages, {"role": "user", "content": "why?"}]),
+    },
+    optional={name: st.none() | values for name, values in _VALUES.items()},
+)
+
+
+@pytest.fixture(scope="module")
+def raw(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=f"{url}/v1", headers=BEARER, timeout=60) as opened:
+        yield opened
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=_BODIES)
+def test_whatever_is_sent_is_answered_or_refused(raw: httpx2.Client, body: dict[str, Any]) -> None:
+    answer = raw.post("/chat/completions", json=body)
+    event(str(answer.status_code))
+    assert answer.status_code in (200, 400, 422)
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"type", "message", "param", "code"}
+    elif not body.get("stream"):
+        assert answer.json()["usage"]["completion_tokens"] <= body["max_tokens"]
+    else:
+        assert answer.text.endswith("data: [DONE]\n\n")

@@ -131,8 +131,8 @@ class _Chat:
         self._encoder: QuestionEncoder | None = None
 
     async def answer(self, body: ChatRequest, request: Request) -> Response:
-        refuse_others(body)
         stack, untouched = self._stack(body.model)
+        refuse_others(body)
         most = max_new_tokens(body, stack, self._limits)
         conversation = self._conversation(body)
         decoding = decoding_of(body, most)

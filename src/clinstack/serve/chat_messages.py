@@ -99,7 +99,7 @@ def read_messages(messages: Sequence[Message], note: str | None = None) -> Conve
     last = len(messages) - 1
     if last < 0 or messages[last].role != "user":
         raise MessageError("messages", "the last message must be the user's: it is the question")
-    split = [_without_note(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    split = [_without_note(message, f"messages.{place}") for place, message in enumerate(messages)]
     notes = [inside for inside, _ in split if inside is not None]
     if note is not None and notes:
         raise MessageError("note", f"a message has a note between {BEGIN} and {END} too; give one of them")
@@ -108,7 +108,7 @@ def read_messages(messages: Sequence[Message], note: str | None = None) -> Conve
         notes, texts = _without_first_paragraphs(messages)
     question = texts[last].strip()
     if not question:
-        raise MessageError(f"messages[{last}]", "there is no question beside the note")
+        raise MessageError(f"messages.{last}", "there is no question beside the note")
     found = notes[-1] if notes else ""
     return Conversation(found if note is None else note, question, sum(bool(text.strip()) for text in texts[:last]))
 

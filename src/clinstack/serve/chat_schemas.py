@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 
 from clinstack.serve.schemas import DISCLAIMER
 
@@ -81,7 +82,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    include_usage: bool = False
+    include_usage: Annotated[bool, Field(strict=True)] = False
 
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -97,22 +98,31 @@ class ChatRequest(BaseModel):
     )
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     note: str | None = Field(default=None, description="The note, where no message has it. Not in OpenAI's API.")
-    max_tokens: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="New ones; 128 when not given, at most half of what the stack reads."
     )
-    max_completion_tokens: Annotated[int, Field(strict=True, ge=1)] | None = Field(
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="The same under its newer name."
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         default=None, description="0, the likeliest token each time, when not given."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    seed: Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | None = Field(
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
         default=None, description="The same seed draws the same answer."
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
-    stream: bool | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
     stream_options: StreamOptions | None = None
+
+    @field_validator("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:
+        # As JSON Schema has it: 4.0 is an integer, "4" and true are no numbers. Pydantic would take all of these, or
+        # with ``strict`` not even the first.
+        if isinstance(value, (bool, str)):
+            raise PydanticCustomError("number", "Input should be a number")
+        return value
 
     @property
     def stops(self) -> tuple[str, ...]:
