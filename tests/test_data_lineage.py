@@ -124,7 +124,7 @@ def test_stages_record_what_they_and_those_before_them_read(tiny_base: Path, tin
     assert openly_publishable(loaded.data) is False
     card = (tmp_path / "task" / "stack" / "clinical" / "README.md").read_text()
     assert "- `mimic3` (pretrain): may not be published openly" in card
-    assert "- `test` (finetune, synthetic): not known whether it may be" in card
+    assert "- `test` (finetune, synthetic): not known whether it may be published" in card
 
 
 def test_saving_again_keeps_the_lineage(clinical: Path, tmp_path: Path, perturbed: Callable[..., Stack]) -> None:

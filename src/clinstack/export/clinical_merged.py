@@ -65,9 +65,9 @@ def write_clinical_merged(sources: Sequence[Source], folder: Path) -> dict[str, 
         _refuse_other_base(first, source)
     places = adapter_folders(sources)
     changed = _lower_weights(first.stack)
-    base = _plain_base(first.stack.base)
+    base = _plain_base(first.stack.base, first.dtype)
     _put_in(base, changed, first.stack)
-    save_model(base, first.stack.tokenizer, folder / BASE, "float32")
+    save_model(base, first.stack, folder / BASE, "float32")
     refuse_other_tokens(first.stack.tokenizer, folder / BASE)
     for place, source in zip(places, sources, strict=True):
         _write_top(source, folder / place)
@@ -75,7 +75,7 @@ def write_clinical_merged(sources: Sequence[Source], folder: Path) -> dict[str, 
     if first.dtype in ROUNDING:
         # The base anew, rounded; that nothing but the rounding differs is known from before.
         shutil.rmtree(folder / BASE)
-        save_model(base, first.stack.tokenizer, folder / BASE, first.dtype)
+        save_model(base, first.stack, folder / BASE, first.dtype)
         for place, source in zip(places, sources, strict=True):
             facts = {"before_rounding": found[place].difference}
             found[place] = replace(_measure(source, folder, place, first.dtype), facts=facts)
@@ -151,15 +151,19 @@ def _lower_weights(stack: Stack) -> dict[str, Tensor]:
     return changed
 
 
-def _plain_base(base: Base) -> PreTrainedModel:
-    """Open a base as the model that its files are of, with all that its pretraining has left."""
+def _plain_base(base: Base, dtype: str) -> PreTrainedModel:
+    """Open a base as the model that its files are of, with all that its pretraining has left.
+
+    Its numbers are those of the dtype that the stack was trained in; they are float32 tensors.
+    """
     config = load_config(base)
     names = [name for name in (getattr(config, "architectures", None) or []) if hasattr(transformers, name)]
     kind: Any = getattr(transformers, names[0]) if names else AutoModelForCausalLM
     with quiet():
         model: PreTrainedModel = kind.from_pretrained(
-            base.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            base.folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
         )
+    model.float()
     return model
 
 

@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -84,7 +86,7 @@ def write_gguf(source: Source, folder: Path, converter: Path) -> Measured:
     before = write_merged(source, merged, "GGUF file")
     _convert(converter, merged, folder / FILE, _TYPES[source.dtype])
     shutil.rmtree(merged)
-    with quiet():
+    with quiet(), redirect_stderr(StringIO()):  # transformers draws a bar there, whatever it is told
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, local_files_only=True)
     found = plain_outputs(model, rows, padding, is_classifier=False)
     measured = compare(wanted, found, f"{FILE}, opened with transformers,", source.dtype)

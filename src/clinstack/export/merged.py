@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_merged(source: Source, folder: Path, kind: str = "merged") -> Measured
         facts["before_rounding"] = before.difference
         round_weights(network, getattr(torch, source.dtype))
         expected = plain_outputs(network, rows, padding, is_classifier=is_classifier)
-    save_model(network, stack.tokenizer, folder, source.dtype)
+    save_model(network, stack, folder, source.dtype)
     del network
     kind_of_model: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     with quiet():
@@ -147,8 +148,8 @@ def round_weights(network: PreTrainedModel, dtype: torch.dtype) -> None:
                 parameter.copy_(parameter.to(dtype))
 
 
-def save_model(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str) -> None:
-    """Write a model and its tokenizer as transformers opens them; a head stays float32 in the file."""
+def save_model(network: PreTrainedModel, stack: Stack, folder: Path, dtype: str) -> None:
+    """Write a model and its stack's tokenizer as transformers opens them; a head stays float32 in the file."""
     head = head_parameters(network)
     kept = {name: parameter.data for name, parameter in head.items()}
     network.to(getattr(torch, dtype))
@@ -157,7 +158,10 @@ def save_model(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     network.config.dtype = dtype
     with quiet():
         network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        stack.tokenizer.save_pretrained(folder)
+    sentencepiece = stack.base.folder / "tokenizer.model"
+    if sentencepiece.is_file():  # transformers writes tokenizer.json alone, and other engines may want this one
+        shutil.copyfile(sentencepiece, folder / sentencepiece.name)
 
 
 def refuse_other_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

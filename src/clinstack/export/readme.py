@@ -68,7 +68,7 @@ def _levels(source: Source) -> list[str]:
 def _warnings(sources: Sequence[Source]) -> list[str]:
     found = []
     data = [item for source in sources for item in source.stack.data or ()]
-    if data and any(item.synthetic for item in data):
+    if any(item.synthetic for item in data) or any(source.run_is_synthetic for source in sources):
         found.append("**Trained on synthetic data:** its outputs say nothing about medicine.")
     if openly_publishable(sources[0].stack.data) is False:
         found.append("**Not to be published openly:** it was trained on data whose use agreement forbids it.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinstack.files import sha256_file
+from clinstack.files import read_json, sha256_file
 from clinstack.model.base import EMBEDDED_FOLDERS, Base
 from clinstack.model.lineage import read_stack_record, stack_folder
 from clinstack.model.stack import Stack
@@ -26,12 +26,15 @@ class Source:
         The hash of stack.json, which has the hashes of all weights in it.
     stack : Stack
         On the CPU, not quantised; its numbers are those of its dtype, and it computes in float32.
+    run_is_synthetic : bool or None
+        What the Run says of its data; None for a Stack without one.
     """
 
     folder: Path
     record: dict[str, Any]
     fingerprint: str
     stack: Stack
+    run_is_synthetic: bool | None
 
     @property
     def dtype(self) -> str:
@@ -70,7 +73,9 @@ def open_source(path: Path, base: str | None = None) -> Source:
     stack = Stack.load(folder, base, quantize="none")
     # Rounded to the stack's dtype first, as the stack has it, and then computed in float32.
     stack.network.float()
-    return Source(folder, record, sha256_file(folder / "stack.json"), stack)
+    run = folder.parent / "run.json"
+    synthetic = bool(read_json(run).get("synthetic")) if run.is_file() else None
+    return Source(folder, record, sha256_file(folder / "stack.json"), stack, synthetic)
 
 
 def public_name(base: Base) -> str:
