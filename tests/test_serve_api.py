@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,29 @@ def test_a_body_that_is_no_json(client: TestClient) -> None:
         assert answer.json()["error"]["type"] == "invalid_request_error"
     lone = client.post("/v1/predict", content=b'{"note": "\\ud800"}', headers={"Content-Type": "application/json"})
     assert (lone.status_code, lone.json()["error"]["param"]) == (422, "note")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 500_000,
+        b'{"note": ' * 100_000,
+        b'{"top": ' + b"1" * 500_000 + b"}",
+        b'{"note": "x", "top": NaN}',
+        b'{"note": "x", "top": 1e400}',
+        b'{"notes": [' + b"1," * 900_000 + b"1]}",
+        b'{"note": "x", "tasks": [' + b"1," * 900_000 + b"1]}",
+        b"{" + b",".join(b'"k%d": 1' % number for number in range(150_000)) + b"}",
+        b'{"note": "x", "note": "y", "notes": null}',
+    ],
+    ids=range(9),
+)
+def test_bodies_that_are_meant_to_be_expensive_are_refused_at_once(client: TestClient, content: bytes) -> None:
+    began = time.monotonic()
+    answer = client.post("/v1/predict", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text[:200]
+    assert len(answer.content) < 500
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("note", ["\0", " ", "\n\n", "\u202e", "🫀" * 20, "<s></s><pad>", "﷽" * 300])

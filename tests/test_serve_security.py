@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from clinstack.errors import InputError
 from clinstack.model.stack import Stack
 from clinstack.serve.failures import ApiError
-from clinstack.serve.observe import AuditLog
+from clinstack.serve.observe import STRANGERS_PER_MINUTE, Allowance, AuditLog
 from clinstack.serve.predict_api import while_connected
 from clinstack.serve.queue import RequestQueue
 from clinstack.serve.refusals import DeadlineExceeded, QueueFull, RequestTooLarge, ShuttingDown, UnknownStack
@@ -390,6 +390,24 @@ def test_the_audit_log_is_rotated_and_its_owners(tmp_path: Path) -> None:
     reopened.write({"number": 100})
     reopened.close()
     assert audit_of(tmp_path)[-1]["number"] == 100
+
+
+def test_who_has_no_token_cannot_flood_the_audit_log(client: TestClient, tmp_path: Path) -> None:
+    for _ in range(STRANGERS_PER_MINUTE + 50):
+        client.get("/v1/tasks", headers={"Authorization": "Bearer wrong"})
+    client.get("/v1/tasks")
+    statuses = [entry["status"] for entry in audit_of(tmp_path)]
+    assert statuses.count(401) <= 2 * STRANGERS_PER_MINUTE - 20  # a minute may have ended in between
+    assert statuses[-1] == 200
+
+
+def test_what_is_beyond_an_allowance_is_counted() -> None:
+    now = 0.0
+    allowance = Allowance(2, clock=lambda: now)
+    assert [allowance.take() for _ in range(5)] == [True, True, False, False, False]
+    now = 60.0
+    assert allowance.take()
+    assert (allowance.forget(), allowance.missed) == (3, 0)
 
 
 def test_an_audit_log_that_cannot_be_written_is_noticed(

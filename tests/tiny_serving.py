@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ TASKS = {
 MAX_TOKENS = 48
 
 
-def save_stacks(
-    folder: Path, base: Path, clinical: Path, perturbed: Callable[..., Stack], *, pooling_seed: int = 3
-) -> dict[str, Path]:
+def save_stacks(folder: Path, base: Path, clinical: Path, perturbed: Callable[..., Stack]) -> dict[str, Path]:
     """Save a stack for each task: a shared frozen clinical adapter, an own LoRA, calibration where the task has it."""
     result = {}
     for number, (name, task) in enumerate(TASKS.items()):
@@ -47,7 +45,7 @@ def save_stacks(
             AdapterRecipe(name="clinical", path=str(clinical)),
             AdapterRecipe(name="task", rank=2, alpha=4),
         ]
-        stack = perturbed(Stack.build(str(base), adapters, task, seed=number), seed=number + pooling_seed)
+        stack = perturbed(Stack.build(str(base), adapters, task, seed=number), seed=number + 3)
         stack.reading = Reading(max_tokens=MAX_TOKENS)
         if name != "raw":
             stack.calibration = fit_on_validation(task, made_up_validation(task))
@@ -70,8 +68,9 @@ def made_up_validation(task: Task, rows: int = 80) -> SplitScores:
 
 
 def settings_of(stacks: dict[str, Path], state: Path, **changes: Any) -> ServeSettings:
-    """Return settings for tests: no rate limit, unless a test asks for one."""
-    return ServeSettings(**{"stacks": stacks, "state": state, "requests_per_minute": 0, "token": TOKEN} | changes)
+    """Return settings for tests: no rate limit, unless a test asks for one, and a short warm-up."""
+    usual = {"stacks": stacks, "state": state, "requests_per_minute": 0, "token": TOKEN, "batch_tokens": 256}
+    return ServeSettings(**usual | changes)
 
 
 def app_of(shared: SharedBase, settings: ServeSettings) -> FastAPI:
@@ -93,10 +92,3 @@ def client_of(shared: SharedBase, settings: ServeSettings, **options: Any) -> It
     """Run the application in this process; the client sends the token."""
     with TestClient(app_of(shared, settings), headers=BEARER, **options) as client:
         yield client
-
-
-@asynccontextmanager
-async def running(app: FastAPI) -> AsyncIterator[FastAPI]:
-    """Run the application's lifespan in the test's own event loop."""
-    async with app.router.lifespan_context(app):
-        yield app

@@ -80,7 +80,7 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
         "missing": "this field is missing",
         "extra_forbidden": "there is no such field",
         "string_unicode": "this is no valid Unicode",
-        "union_tag_not_found": "give either note or notes",
+        "union_tag_invalid": "there are fields that nobody knows",
         # The key itself comes from the request; it is in no message and, being no field's name, in no place either.
         "value_error": "this value is refused",
         "assertion_error": "this value is refused",

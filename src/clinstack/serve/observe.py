@@ -28,6 +28,8 @@ from clinstack.serve.model_thread import QueueObserver
 logger = logging.getLogger("clinstack.serve")
 
 AUDIT_FILE = "audit.jsonl"
+STRANGERS_PER_MINUTE = 60
+"""Lines of the audit log for requests without the token; those beyond are counted."""
 _KEY = "clinstack.audit"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _NOTES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -147,6 +149,37 @@ def note_audit(
     request.scope[_KEY] |= {"tasks": list(tasks), "notes": notes, "ids": list(ids), "tokens": tokens}
 
 
+class Allowance:
+    """So many a minute, and a count of those beyond.
+
+    Parameters
+    ----------
+    per_minute : int
+    clock : function returning seconds
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._minute, self._taken = -1, 0
+        self.missed = 0
+
+    def take(self) -> bool:
+        """Return whether one more is within the allowance of this minute."""
+        minute = int(self._clock() // 60)
+        if minute != self._minute:
+            self._minute, self._taken = minute, 0
+        self._taken += 1
+        if self._taken <= self._per_minute:
+            return True
+        self.missed += 1
+        return False
+
+    def forget(self) -> int:
+        """Return how many were beyond since the last call."""
+        missed, self.missed = self.missed, 0
+        return missed
+
+
 class Observer:
     """ASGI layer: numbers, times, counts and audits each request; turns what nobody caught into a plain 500.
 
@@ -171,6 +204,7 @@ class Observer:
         headers: Mapping[str, str],
     ) -> None:
         self._app, self._metrics, self._audit, self._quiet = app, metrics, audit, quiet
+        self._strangers = Allowance(STRANGERS_PER_MINUTE)
         self._added = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,7 +236,8 @@ class Observer:
                 message = f"Something failed here. The server's log has more under {request_id}."
                 await ApiError(500, message).response()(scope, receive, send_with_headers)
         finally:
-            self._finish(scope, request_id, status, time.monotonic() - started)
+            # Without a status the client went away before there was one.
+            self._finish(scope, request_id, status or 499, time.monotonic() - started)
 
     def _finish(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -221,6 +256,11 @@ class Observer:
             "status": status,
             "ms": round(1000 * seconds, 1),
         }
+        if entry["client"] is None:
+            # Whoever has no token must not be able to push the others' lines out of the log.
+            if not self._strangers.take():
+                return
+            entry |= {"not_written": self._strangers.forget()} if self._strangers.missed else {}
         try:
             self._audit.write(entry)
         except OSError as error:

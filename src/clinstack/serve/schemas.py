@@ -61,8 +61,9 @@ class Note(_Request):
 
 
 class _Predict(_Request):
-    tasks: list[str] | None = Field(
-        default=None, min_length=1, description="Names from GET /v1/tasks; null: every classifier."
+    # One mistake is enough to refuse a list; of a million the messages alone would fill the memory.
+    tasks: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
+        default=None, description="Names from GET /v1/tasks; null: every classifier."
     )
     calibration: Method | None = Field(
         default=None,
@@ -83,10 +84,16 @@ class PredictOne(_Predict):
 class PredictMany(_Predict):
     """Several notes, as plain texts or with an id each."""
 
-    notes: list[NoteText | Note] = Field(min_length=1)
+    notes: list[NoteText | Note] = Field(min_length=1, fail_fast=True)
+
+
+MOST_FIELDS = 20
+"""A body with more has fields that nobody knows, and would get a message for each."""
 
 
 def _one_or_many(body: Any) -> str:
+    if isinstance(body, dict) and len(body) > MOST_FIELDS:
+        return "unknown"
     fields = body if isinstance(body, dict) else vars(body) if isinstance(body, _Predict) else {}
     return "one" if "note" in fields else "many"
 
