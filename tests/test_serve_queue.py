@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,11 @@ from clinstack.serve.queue import (
 
 SECONDS_PER_TOKEN = 20e-6
 SECRET = "zebra quartz lantern"
+
+
+@pytest.fixture(autouse=True)
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clinstack.serve.queue._WARM_UP_SECONDS", 0.1)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class FakeModel:
             raise self.memory_error()
         if 666 in firsts:
             raise ValueError(SECRET)
+        if 667 in firsts:
+            raise RuntimeError(f"CUDA error: device-side assert triggered {SECRET}")
         time.sleep(tokens * self.seconds_per_token)
         if all(0 not in pieces[0] for _, pieces in items):  # words of the warm-up are no numbers
             self.gate.wait()
@@ -386,6 +395,66 @@ def test_a_bad_note_does_not_take_its_batch_with_it(caplog: pytest.LogCaptureFix
         with_queue(test, settings=Settings(window_ms=50), observer=observer)
     assert "ValueError" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_a_card_that_computes_nothing_any_more_ends_the_queue(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        requests = (queue.classify([("mortality", note(first, 600))], 60) for first in (667, 1, 2))
+        answers = await asyncio.gather(*requests, return_exceptions=True)
+        assert all(isinstance(answer, ShuttingDown) for answer in answers)
+        assert not queue.is_working
+        with pytest.raises(ShuttingDown):
+            await queue.classify([("mortality", note(4))], 60)
+        with pytest.raises(ShuttingDown):
+            await queue.call(lambda: None)
+
+    with_queue(test)
+    assert SECRET not in caplog.text
+
+
+def test_whatever_happens_each_request_is_answered_once_and_nothing_is_left() -> None:
+    """Hundreds of requests of all kinds; some clients leave, some are in a hurry, some notes are bad."""
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        chance = random.Random(5)
+        model.memory = 800
+        outcomes: Counter[str] = Counter()
+
+        async def ask(number: int) -> None:
+            await asyncio.sleep(chance.random())
+            bad = chance.random() < 0.03
+            leaves = chance.random() < 0.1
+            names = [chance.choice(["mortality", "length_of_stay"]) for _ in range(chance.choice([1, 1, 1, 5, 30]))]
+            items = [(name, note(1 + number, chance.randrange(1, 300))) for name in names]
+            if bad:
+                items[-1] = (names[-1], note(666, 50))
+            deadline = chance.choice([0.05, 1.0, 60.0])
+            work = asyncio.ensure_future(queue.classify(items, deadline, client=str(number % 7)))
+            if leaves:
+                await asyncio.sleep(0.3 * chance.random())
+                work.cancel()
+            (result,) = await asyncio.gather(work, return_exceptions=True)
+            if isinstance(result, list):
+                assert not bad
+                assert firsts(result) == [number + 1] * len(items)
+                assert [one.tokens for one in result] == [len(text.split()) for _, text in items]
+            else:
+                assert isinstance(result, QueueFull | DeadlineExceeded | ModelFailed | asyncio.CancelledError)
+                assert bad or not isinstance(result, ModelFailed)
+            outcomes[type(result).__name__] += 1
+
+        async def chat() -> None:
+            for _ in range(50):
+                await queue.call(lambda: time.sleep(0.002))
+
+        await asyncio.gather(chat(), *(ask(number) for number in range(300)))
+        assert outcomes.total() == 300
+        assert outcomes["list"] > 50
+        assert outcomes["CancelledError"] > 10
+        assert queue.depth == queue.waiting_tokens == 0
+        assert await queue.drain(10)
+
+    with_queue(test, settings=Settings(queue_tokens=15_000))
 
 
 def test_stacks_come_and_go_without_a_lost_request() -> None:

@@ -77,6 +77,8 @@ class _Call:
 class ModelThread:
     """Runs `Classifier` on what waits. All methods but `start` may be called from any thread.
 
+    It ends by itself after an error of its own or one that a card does not recover from; then only a new process helps.
+
     Parameters
     ----------
     model : Classifier
@@ -170,7 +172,7 @@ class ModelThread:
             while (job := self._next()) is not None:
                 job()
         except BaseException as error:
-            # An error of this file, not of the model: whoever waits must not wait for ever.
+            # Whoever waits must not wait for ever.
             where = "".join(traceback.format_tb(error.__traceback__))
             log.critical("the model thread ended: %s\n%s", type(error).__name__, where)
             self.broken = True
@@ -302,6 +304,8 @@ class ModelThread:
             return logits
         if _memory_was_full(failure):
             _free_memory()
+        elif "CUDA error" in str(failure):
+            raise failure  # after such an error a card computes nothing any more in this process
         return failure
 
     def _finish(self, part: list[Item], logits: list[NDArray[np.float32]]) -> None:
