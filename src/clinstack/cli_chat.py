@@ -49,7 +49,7 @@ def chat_command(
     if note is not None:
         chat.read_note(note)
     for line in banner(model, stack):
-        around.print(line, highlight=False, soft_wrap=True)
+        around.print(line, highlight=False)
     if not talks:
         answer_lines(chat, sys.stdin)
         return

@@ -244,7 +244,7 @@ class Chat:
 
     def _show_both(self, question: str) -> list[Written]:
         written: list[Written] = []
-        with Live(console=self._console, refresh_per_second=8, vertical_overflow="visible") as live:
+        with Live(console=self._console, refresh_per_second=8) as live:
             for written in self._model.answer(self.note, question, [True, False]):
                 live.update(self._side_by_side(written))
         return written
