@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.errors import InputError
-from clinstack.serve.settings import ServeSettings, serve_settings
+from clinstack.serve.settings import AUDIT_FILE, ServeSettings, serve_settings
 
 if TYPE_CHECKING:
     from clinstack.serve.served_stack import ServedStack
@@ -162,22 +162,27 @@ def _given_token(file: Path | None, no_token: bool) -> str | None:
 
 def show_start(settings: ServeSettings, started: Started, console: Console) -> None:
     """Print what is served, and where."""
-    console.print(stacks_table(settings, list(started.shared.stacks.values())))
+    console.print(stacks_table(list(started.shared.stacks.values())))
     for line in started.shared.notes:
-        console.print(f"  [yellow]{escape(line)}", soft_wrap=True)
-    base, device = escape(started.shared.base.name), started.shared.device
-    console.print(f"  base {base} on {device}, {memory()}, ready after {started.seconds:.1f} s")
-    console.print(f"  audit log {escape(str(settings.state / 'audit.jsonl'))}")
+        console.print(f"[yellow]{escape(line)}")
+    shows_token = started.new_token is not None and console.is_terminal  # a log is no place for it
+    facts = Table.grid(padding=(0, 3), pad_edge=False)
+    facts.add_row("base", f"{escape(started.shared.base.name)} on {started.shared.device}, {memory()}")
+    facts.add_row("audit log", escape(str(settings.state / AUDIT_FILE)))
     if started.token_file is not None:
-        console.print(f"  token in {escape(str(started.token_file))}")
-    if started.new_token is not None and console.is_terminal:  # a log is no place for it
-        console.print(f"  token [bold]{started.new_token}[/], generated now and not shown again", soft_wrap=True)
-    link = f"#token={started.new_token}" if settings.ui and started.new_token and console.is_terminal else ""
-    console.print(f"[bold]{started.url}{'/' + link if settings.ui else ''}[/]", soft_wrap=True, highlight=False)
+        facts.add_row("token", escape(str(started.token_file)))
+    if shows_token:
+        facts.add_row("", f"[bold]{started.new_token}[/] (new; this line is not shown again)")
+    if settings.stacks_root is not None:
+        facts.add_row("stacks from", escape(str(settings.stacks_root)))
+    console.print(facts, highlight=False)
+    link = f"#token={started.new_token}" if settings.ui and shows_token else ""
+    address = f"{started.url}{'/' + link if settings.ui else ''}"
+    console.print(f"\nReady after {started.seconds:.1f} s: [bold]{address}[/]", soft_wrap=True, highlight=False)
     console.print("Research software: an aid, not a medical device, and no replacement for clinicians.", style="dim")
 
 
-def stacks_table(settings: ServeSettings, stacks: Sequence[ServedStack]) -> Table:
+def stacks_table(stacks: Sequence[ServedStack]) -> Table:
     """Return a row for each stack."""
     table = Table("name", "answers", "adapters", "base", "probabilities", box=box.SIMPLE_HEAD, pad_edge=False)
     for stack in stacks:

@@ -24,10 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clinstack.serve.failures import ApiError, describe
 from clinstack.serve.model_thread import QueueObserver
+from clinstack.serve.settings import AUDIT_FILE
 
 logger = logging.getLogger("clinstack.serve")
 
-AUDIT_FILE = "audit.jsonl"
 STRANGERS_PER_MINUTE = 60
 """Lines of the audit log for requests without the token; those beyond are counted."""
 _KEY = "clinstack.audit"

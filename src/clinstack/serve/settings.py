@@ -12,6 +12,8 @@ from pydantic import Field, SecretStr, StringConstraints, ValidationError, field
 from clinstack.errors import InputError
 from clinstack.recipe.section import Section
 
+AUDIT_FILE = "audit.jsonl"
+"""In the state folder."""
 SHORTEST_TOKEN = 16
 """Characters; a generated token has 43."""
 
