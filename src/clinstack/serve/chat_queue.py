@@ -52,7 +52,7 @@ class ChatLimits:
     max_rows: int = 16
     max_waiting: int = 64
     max_new_tokens: int = 1024
-    prompt_tokens: int = 2048
+    prompt_tokens: int = 1024
 
 
 class DecodingError(ClinstackError):

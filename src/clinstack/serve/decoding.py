@@ -160,7 +160,7 @@ class Decoder:
         no longer than that.
     """
 
-    def __init__(self, lanes: Lanes, *, max_rows: int = 16, prompt_tokens: int = 2048) -> None:
+    def __init__(self, lanes: Lanes, *, max_rows: int = 16, prompt_tokens: int = 1024) -> None:
         self._lanes = lanes
         self._max_rows = max_rows
         self._prompt_tokens = prompt_tokens
