@@ -156,7 +156,7 @@ def test_one_stack_served_alone(folders: dict[str, Path], stacks: dict[str, Stac
 
 
 def test_more_tokens_than_a_row(served: SharedBase, stacks: dict[str, Stack], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinstack.engine.pieces.ROW_TOKENS", 120)
+    monkeypatch.setattr("clinstack.serve.shared_network._ROW_TOKENS", 120)
     check(served, stacks, [(name, text) for name in stacks for text in NOTES])
 
 
@@ -252,11 +252,12 @@ def test_the_last_layer_is_computed_where_it_is_read(
     handle = mlp.gate_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     items = [(name, served.encode(name, text).pieces) for name in ("frozen", "three", "lora") for text in NOTES]
     narrowed = served.classify(items)
-    assert seen == [len(items)]  # a token of each note
+    assert sum(seen) == len(items)  # a token of each note
+    seen.clear()
     last_layer, network._last_layer = network._last_layer, None
     whole = served.classify(items)
     network._last_layer = last_layer
-    assert seen[1:] == [sum(len(pieces[0]) for _, pieces in items)]
+    assert sum(seen) == sum(len(pieces[0]) for _, pieces in items)
     np.testing.assert_allclose(np.concatenate(narrowed), np.concatenate(whole), rtol=0, atol=2e-6)
     # A mean needs all tokens, also of its neighbors in the row.
     seen.clear()
@@ -285,7 +286,7 @@ def test_other_families(make: MakeStack, tiny_base: Path, tmp_path: Path, family
     shared = SharedBase.open(folders)
     assert len(shared._folded) == 1
     loaded = {name: Stack.load(folder) for name, folder in folders.items()}
-    check(shared, loaded, [(name, text) for text in NOTES for name in folders], atol=2e-5)
+    check(shared, loaded, [(name, text) for text in NOTES for name in folders], atol=5e-5)
 
 
 # ---------------------------------------------------------------------- adding and removing
@@ -461,6 +462,45 @@ def test_bases_in_bfloat16_are_shared(make: MakeStack, clinical_again: AdapterRe
     assert shared.network.dtype == torch.bfloat16
     loaded = {name: Stack.load(folder) for name, folder in folders.items()}
     check(shared, loaded, [(name, text) for text in NOTES for name in folders], atol=0.1)
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_quantized_bases_are_shared(make: MakeStack, clinical_again: AdapterRecipe, quantize: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    folders = {
+        "one": make([clinical_again, task_lora()], STAY, quantize=quantize),
+        "two": make([task_lora(target_modules="all-linear")], CODES, quantize=quantize),
+    }
+    shared = SharedBase.open(folders)
+    assert not shared.own_copies
+    assert shared._folded == ()
+    loaded = {name: Stack.load(folder) for name, folder in folders.items()}
+    asked = [(name, text) for text in NOTES for name in folders]
+    # 8 bits round activations too, by the largest in a token: a last bit there is a hundredth.
+    check(shared, loaded, asked, atol=1e-4 if quantize == "4bit" else 0.1)
+    with pytest.raises(InputError, match=f"nothing can be added to weights in {quantize}"):
+        SharedBase.open(folders, fold="always")
+
+
+def test_layers_out_of_order_get_their_own_copy(
+    folders: dict[str, Path], stacks: dict[str, Stack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer among experts sees some tokens only: found by the check, and the stack is served all the same."""
+    shared = SharedBase.open({"lora": folders["lora"]})
+    plain = RoutedLinear.forward
+    before = tensors_in(shared)
+
+    def some_tokens(layer: RoutedLinear, inputs: Tensor) -> Tensor:
+        is_expert = layer.layer.out_features == 64  # of the MLP, which only `three` adapts
+        return plain(layer, inputs[:, 1:] if is_expert else inputs)
+
+    monkeypatch.setattr(RoutedLinear, "forward", some_tokens)
+    assert shared.add("three", folders["three"]).own_copy
+    assert list(shared.own_copies) == ["three"]
+    assert "one after another" in shared.notes[0]
+    assert tensors_in(shared) == before
+    monkeypatch.undo()
+    check(shared, stacks, [(name, text) for name in ("lora", "three") for text in NOTES])
 
 
 # ---------------------------------------------------------------------- language models

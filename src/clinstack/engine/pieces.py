@@ -61,11 +61,18 @@ def _flat_features(stack: Stack, pieces: Sequence[Tokens]) -> Tensor:
     return stack.features_from(pool_flat(hidden, torch.tensor(lengths), stack.pooling))
 
 
-def flat_rows(lengths: Sequence[int]) -> Iterator[slice]:
-    """Yield which pieces, in their order, stand together in a row of at most `ROW_TOKENS`, or alone in a longer one."""
+def flat_rows(lengths: Sequence[int], most: int | None = None) -> Iterator[slice]:
+    """Yield which pieces, in their order, stand together in a row, or alone in one that is longer.
+
+    Parameters
+    ----------
+    most : int, optional
+        Tokens of a row; `ROW_TOKENS` when not given.
+    """
+    most = ROW_TOKENS if most is None else most
     begin, filled = 0, 0
     for place, length in enumerate(lengths):
-        if filled and filled + length > ROW_TOKENS:
+        if filled and filled + length > most:
             yield slice(begin, place)
             begin, filled = place, 0
         filled += length

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from clinstack.model.families import layers_of
-from clinstack.serve.routing import Plan, Routing
+from clinstack.serve.routing import Plan, Routing, RoutingError
 
 _PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
@@ -84,6 +84,8 @@ class LastLayer:
         if self._places is None:
             return None
         self._routing.narrow(None)
+        if not isinstance(output, Tensor):
+            raise RoutingError(f"The last layer's {type(part).__name__} gives more than one tensor.")
         whole: Tensor = output.new_zeros(1, self._width, output.shape[-1])
         whole[:, self._places] = output
         return whole

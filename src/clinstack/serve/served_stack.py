@@ -117,7 +117,7 @@ class StackOnDisk:
         """Whether it has a head."""
         return self.record["task"] is not None
 
-    def described(self, name: str, *, own_copy: bool) -> ServedStack:
+    def described(self, name: str) -> ServedStack:
         """Return what a server says of it."""
         reading = Reading.from_dict(self.record)
         task = self.record["task"]
@@ -131,7 +131,7 @@ class StackOnDisk:
             folder=self.folder,
             max_tokens=reading.max_tokens if task else int(self.record["max_tokens"]),
             label=_label(self.folder, self.record),
-            own_copy=own_copy,
+            own_copy=bool(self.reason),
         )
 
 

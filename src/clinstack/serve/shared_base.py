@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,10 +33,12 @@ from transformers import PreTrainedModel
 from clinstack.engine.pieces import pool_pieces
 from clinstack.errors import InputError
 from clinstack.model.base import Base, find_base, load_tokenizer
-from clinstack.model.checks import StackError, check_probe
+from clinstack.model.checks import StackError
 from clinstack.model.lineage import read_stack_record, stack_folder
 from clinstack.serve.folding import Adapters, adapters_to_fold, folds
 from clinstack.serve.own_copy import OwnCopy
+from clinstack.serve.probe import check_recorded
+from clinstack.serve.routing import RoutingError
 from clinstack.serve.served_stack import EncodedNote, ServedStack, StackOnDisk, read_stack
 from clinstack.serve.shared_network import Piece, SharedNetwork
 from clinstack.tokens.documents import Tokens
@@ -166,32 +168,40 @@ class SharedBase:
                 " ".join(part for part in pair if part != "none") for pair in (stack.precision, self._precision)
             )
             reason = f"it was made for a base in {has}, the others for one in {here}"
-        served = stack.described(name, own_copy=bool(reason))
+        served = stack.described(name)
         if served.task is not None:
             self._encoders[name] = NoteEncoder(self.tokenizer, served.reading, self._text_encoder)
         try:
+            if not reason:
+                reason = self._share(served, stack)
             if reason:
                 self.own_copies[name] = OwnCopy(stack.folder, str(self.base.folder), self.device)
                 self.notes.append(f"{name}: it has a base of its own in memory, because {reason}.")
-            else:
-                shared = self._shared(causal=not stack.is_classifier)
-                self._routes[name] = shared.add(stack.adapters)
-                if stack.head is not None:
-                    self._heads[name] = stack.head.to(shared.device)
-                    self._pooling[name] = stack.pooling.kind(shared.network.config)
-                self._check(served, stack)
-            self.stacks[name] = served
+            self.stacks[name] = replace(served, own_copy=bool(reason))
         except Exception:
             self._forget(name)
             raise
-        return served
+        return self.stacks[name]
+
+    def _share(self, served: ServedStack, stack: StackOnDisk) -> str:
+        """Put a stack's factors beside the shared network; return why that cannot be, where it cannot."""
+        name, shared = served.name, self._shared(causal=not stack.is_classifier)
+        self._routes[name] = shared.add(stack.adapters)
+        if stack.head is not None:
+            self._heads[name] = stack.head.to(shared.device)
+            self._pooling[name] = stack.pooling.kind(shared.network.config)
+        try:
+            self._check(served, stack)
+        except RoutingError:
+            self._unshare(name)
+            return "it adapts layers that do not see a row's tokens one after another"
+        return ""
 
     def _check(self, served: ServedStack, stack: StackOnDisk) -> None:
         """Hold a stack's output, as notes get it, against the one that was recorded when it was saved."""
         self.stacks[served.name] = served
-        probed = _Probed(self, served, stack.precision)
         try:
-            check_probe(cast(Any, probed), torch.tensor(stack.record["probe"]))
+            check_recorded(self, served, stack.precision, torch.tensor(stack.record["probe"]))
         except StackError as error:
             raise InputError(f"{stack.folder}: on the shared base it is another model. {error}") from None
 
@@ -206,11 +216,17 @@ class SharedBase:
         self._known(name)
         self._forget(name)
 
-    def _forget(self, name: str) -> None:
+    def _unshare(self, name: str) -> None:
+        """Take a stack out of the shared network."""
         if self._network is not None and name in self._routes:
             self._network.drop(self._routes[name])
-        for table in (self.stacks, self.own_copies, self._routes, self._heads, self._pooling, self._encoders):
-            cast(dict[str, Any], table).pop(name, None)
+        for table in (self._routes, self._heads, self._pooling):
+            table.pop(name, None)
+
+    def _forget(self, name: str) -> None:
+        self._unshare(name)
+        for table in (self.stacks, self.own_copies, self._encoders):
+            table.pop(name, None)
         self.notes = [note for note in self.notes if not note.startswith(f"{name}: ")]
 
     def _known(self, name: str) -> ServedStack:
@@ -315,33 +331,9 @@ class SharedBase:
         with shared.routed(routes) as network:
             yield network
 
-    @property
-    def hidden_states(self) -> Any:
-        """See `SharedNetwork.hidden_states`; inside of `routed`."""
-        return self._shared(causal=False).hidden_states
-
-
-class _Probed:
-    """A served stack as `clinstack.model.checks` asks a `Stack`."""
-
-    def __init__(self, shared: SharedBase, served: ServedStack, precision: tuple[str, str]) -> None:
-        self._shared = shared
-        self._name = served.name
-        self.task = served.task
-        self.network = shared.network
-        self.device = shared.device
-        self.dtype, self.quantize = precision
-
-    def eval(self) -> None:
-        self.network.eval()
-
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        rows = self._shared.classify([(self._name, [row]) for row in input_ids.cpu().numpy()])
-        return torch.from_numpy(np.stack(rows))
-
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
-        with self._shared.routed([self._name] * len(input_ids)):
-            return cast(Tensor, self._shared.hidden_states(input_ids))
+    def hidden_states(self, input_ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the last layer's output of padded rows, shape [rows, tokens, hidden]; inside of `routed`."""
+        return self._shared(causal=False).hidden_states(input_ids, mask, positions)
 
 
 def _device(name: str) -> torch.device:

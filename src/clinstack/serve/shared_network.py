@@ -22,10 +22,12 @@ from clinstack.model.factors import concatenated, fold_into
 from clinstack.model.pooling import pool, pool_flat
 from clinstack.serve.folding import Adapters, common_bottom
 from clinstack.serve.last_layer import LastLayer, is_same, parts_of
-from clinstack.serve.routing import Plan, RoutedLinear, Routing, refuse_unfit, route_layers
+from clinstack.serve.routing import Plan, RoutedLinear, Routing, RoutingError, refuse_unfit, route_layers
 from clinstack.tokens.batches import by_length, pad
 from clinstack.tokens.documents import Tokens
 
+_ROW_TOKENS = 1024
+"""Tokens of a flat row: fewer than in training, for without gradients the cache is all that counts."""
 _PADDED_TOKENS = 16384
 """Tokens of a padded batch, filler counted."""
 
@@ -175,7 +177,7 @@ class SharedNetwork:
     def _flat(self, pieces: Sequence[Piece]) -> Tensor:
         order = sorted(range(len(pieces)), key=lambda place: pieces[place].route)
         result = torch.empty(len(pieces), self._hidden_size)
-        for row in flat_rows([len(pieces[place].tokens) for place in order]):
+        for row in flat_rows([len(pieces[place].tokens) for place in order], _ROW_TOKENS):
             places = order[row]
             result[places] = self._flat_row([pieces[place] for place in places])
         return result
@@ -203,7 +205,11 @@ class SharedNetwork:
         whole = self.features(pieces)
         self._last_layer = LastLayer(self._routing)
         self._last_layer.attach(self.network)
-        if not is_same(self.features(pieces), whole):
+        try:
+            fits = is_same(self.features(pieces), whole)
+        except RoutingError:
+            fits = False
+        if not fits:
             self._last_layer.detach()
             self._last_layer = None
 
