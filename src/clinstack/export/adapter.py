@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from clinstack.export.check import quiet
+from clinstack.export.source import loadable_name
 from clinstack.files import write_json
 from clinstack.model.lineage import CONFIG_FILE, WEIGHTS_FILE, head_keys
 from clinstack.model.saving import plain_values
@@ -60,13 +61,16 @@ def open_adapter(folder: Path, stack: Stack, dtype: str, base: Path | None = Non
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "local_files_only": True}
     if stack.task is not None:
         options["num_labels"] = len(stack.task.classes)
+    model: Any
     with quiet():
-        if base is None:
+        if base is None and dtype == "float32":
             auto: Any = AutoPeftModelForCausalLM if stack.task is None else AutoPeftModelForSequenceClassification
             model = auto.from_pretrained(str(folder), **options)
         else:
             kind: Any = AutoModelForCausalLM if stack.task is None else AutoModelForSequenceClassification
-            model = PeftModel.from_pretrained(kind.from_pretrained(base, **options), str(folder))
+            plain = kind.from_pretrained(base or loadable_name(stack.base), **options)
+            # Before the adapter is put on: PEFT would round the head to the base's dtype.
+            model = PeftModel.from_pretrained(plain.float(), str(folder))
     if stack.task is not None:
         model.config.pad_token_id = stack.tokenizer.pad_token_id
-    return model.float()
+    return model

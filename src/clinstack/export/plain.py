@@ -135,18 +135,21 @@ def _open(folder: Path, source: Source) -> Any:
     }
     model: Any
     with quiet():
-        model = kinds[kind].from_pretrained(
-            str(folder / base) if in_folder else base,
-            **options,
-            dtype=getattr(torch, "float32" if in_folder else source.dtype),
-            local_files_only=True,
-        )
+        model = (
+            kinds[kind]
+            .from_pretrained(
+                str(folder / base) if in_folder else base,
+                **options,
+                dtype=getattr(torch, "float32" if in_folder else source.dtype),
+                local_files_only=True,
+            )
+            .float()
+        )  # now: PEFT would round a head in an adapter's file to the base's dtype
         if stack.task is not None:
             model.config.pad_token_id = stack.tokenizer.pad_token_id
         if _head_file(source):
             head = load_file(folder / HEAD_FOLDER / HEAD_FILE)
             head = {key.removeprefix(PEFT_PREFIX): value for key, value in head.items()}
-            model = model.to(torch.float32)
             model.load_state_dict(head, strict=False)
         above = _above(stack.adapters)
         if above:
@@ -159,7 +162,7 @@ def _open(folder: Path, source: Source) -> Any:
                 model.load_adapter(str(folder / other), adapter_name=other)
             if rest:
                 model.base_model.set_adapter([adapter.name for adapter in above])
-    return model.float()
+    return model
 
 
 def _above(adapters: Sequence[Adapter]) -> Sequence[Adapter]:
