@@ -182,6 +182,9 @@ def test_tasks_and_models(client: TestClient) -> None:
         ({"note": CANARY, "tasks": []}, 422, "tasks"),
         ({"note": CANARY, "calibration": CANARY}, 422, "calibration"),
         ({"note": CANARY, "top": 0}, 422, "top"),
+        ({"note": CANARY, "top": "3"}, 422, "top"),
+        ({"note": CANARY, "top": True}, 422, "top"),
+        ({"note": CANARY, "top": 2.5}, 422, "top"),
     ],
 )
 def test_wrong_requests_say_where_and_nothing_of_what_was_sent(
@@ -246,6 +249,7 @@ def test_the_document_names_this_servers_limits(client: TestClient) -> None:
     assert schemas["PredictMany"]["properties"]["notes"]["maxItems"] == 8
     assert schemas["PredictOne"]["properties"]["note"]["maxLength"] == 5000
     assert schemas["Note"]["properties"]["text"]["maxLength"] == 5000
+    assert schemas["PredictOne"]["properties"]["top"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
     assert document["paths"]["/v1/predict"]["post"]["security"] == [{"token": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]
 

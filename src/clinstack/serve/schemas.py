@@ -35,7 +35,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+# The bound inside the validator, else it is missing in the JSON Schema.
+Positive = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
 """An integer as JSON Schema means it: 4.0 is one, "4" and true are none."""
 NoteText = Annotated[str, StringConstraints(min_length=1)]
 NoteId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}$")]
@@ -69,7 +70,7 @@ class _Predict(_Request):
         default=None,
         description="null: isotonic where the stack has a fit, else none. temperature and isotonic need one.",
     )
-    top: Annotated[Whole, Field(ge=1)] | None = Field(
+    top: Positive | None = Field(
         default=DEFAULT_TOP,
         description="Of a multilabel task, so many classes: the most probable first. null: all, in the task's order.",
     )
