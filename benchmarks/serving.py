@@ -56,7 +56,7 @@ BESIDE = {
     "mixed batch, sorted": "vs_mixed_batch_sorted",
 }
 TOLERANCE = 1e-4
-CHECKED = 40
+CHECKED = 24
 """Requests whose logits are compared; they are of the first group, which is not timed."""
 
 
