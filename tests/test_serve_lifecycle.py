@@ -24,14 +24,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from clinstack.cli_serve import show_start
+from clinstack.cli_serve import run_server, show_start
 from clinstack.errors import InputError
 from clinstack.files import write_json
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe
+from clinstack.serve.app import create_app
 from clinstack.serve.found import find_stacks
-from clinstack.serve.server import Started, listening_socket, log_to_stderr
+from clinstack.serve.queue import RequestQueue
+from clinstack.serve.security import Gate
+from clinstack.serve.server import Server, Started, listening_socket, log_to_stderr
 from clinstack.serve.shared_base import SharedBase
 from clinstack.tasks import Task
 from clinstack.tokens.texts import encode_texts
@@ -328,6 +331,25 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         settings = settings_of({"mortality": tmp_path}, tmp_path, port=taken.getsockname()[1])
         with pytest.raises(InputError, match="--port"), listening_socket(settings):
             pass
+
+
+def test_a_server_whose_model_ended_ends(stacks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of({"mortality": stacks / "mortality" / "lora"}, tmp_path, port=0)
+    queue = RequestQueue(SharedBase.open(settings.stacks), settings)
+    monkeypatch.setattr(RequestQueue, "is_working", property(lambda self: False))
+    gate = Gate()
+    app = create_app(queue, settings, token="a-token-for-this-test", gate=gate)
+    with listening_socket(settings) as listener:
+        server = Server(app, settings, gate, queue, lambda: None)
+        server.run(sockets=[listener])
+    assert server.model_failed
+    assert gate.status == "failed"
+
+
+def test_serving_without_its_libraries_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"uvicorn: pip install 'clinstack\[serve\]'"):
+        run_server(settings_of({"mortality": tmp_path}, tmp_path))
 
 
 def test_the_token_is_shown_on_a_terminal_and_once(stacks: Path, tmp_path: Path) -> None:

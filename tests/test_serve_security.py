@@ -25,11 +25,12 @@ from clinstack.serve.predict_api import while_connected
 from clinstack.serve.queue import RequestQueue
 from clinstack.serve.refusals import DeadlineExceeded, QueueFull, RequestTooLarge, ShuttingDown, UnknownStack
 from clinstack.serve.security import BodyLimit, Gate, RequestLimit, client_id
+from clinstack.serve.server import Server
 from clinstack.serve.settings import serve_settings
 from clinstack.serve.shared_base import SharedBase
 from clinstack.serve.state import read_token, server_token, state_folder
 from clinstack.tasks import Task
-from tiny_serving import BEARER, CANARY, TOKEN, client_of, settings_of
+from tiny_serving import BEARER, CANARY, TOKEN, app_of, client_of, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,21 @@ def test_settings_do_not_show_the_token() -> None:
     settings = serve_settings({"stacks": {"mortality": "x"}, "token": TOKEN, "host": "::1"})
     assert TOKEN not in repr(settings)
     assert TOKEN not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "10.1.2.3"), (("10.0.0.9",), "127.0.0.1")]
+)
+def test_a_proxys_word_counts_only_where_it_is_trusted(
+    shared: SharedBase, served: dict[str, Path], tmp_path: Path, trusted: tuple[str, ...], address: str
+) -> None:
+    settings = settings_of(served, tmp_path, trusted_proxies=trusted)
+    app = app_of(shared, settings)
+    server = Server(app, settings, Gate(), RequestQueue(shared, settings), lambda: None)
+    server.config.load()
+    scope = scope_of(**{"x-forwarded-for": "10.1.2.3"}) | {"scheme": "http"}
+    assert asyncio.run(sent_by(server.config.loaded_app, scope, nothing))[0]["status"] == 401
+    assert audit_of(tmp_path)[0]["address"] == address
 
 
 # ---------------------------------------------------------------------- size, rate, in flight

@@ -124,8 +124,6 @@ def _add_health(app: FastAPI, gate: Gate, queue: RequestQueue) -> None:
         tags=["health"],
     )
     async def readyz(response: Response) -> Health:
-        if gate.status == "ready" and not queue.is_working:
-            gate.status = "failed"  # only a new process helps
         response.status_code = 200 if gate.status == "ready" else 503
         return Health(status=gate.status)
 

@@ -102,6 +102,8 @@ def serve(settings: ServeSettings, announce: Callable[[Started], None]) -> None:
         server.run(sockets=[listener])
     if not server.started:
         raise ClinstackError("The server could not start; the lines above say why.")
+    if server.model_failed:
+        raise ClinstackError("The model computes nothing any more; the lines above say why. Start the server again.")
     if server.unfinished:
         raise ClinstackError(
             f"{server.unfinished} requests were not finished within {settings.drain_s:g} seconds; they were refused."
@@ -118,7 +120,11 @@ class Server(uvicorn.Server):
     ----------
     unfinished : int
         Requests that were taken and refused all the same, because the time was over.
+    model_failed : bool
+        Whether it ended because the model's thread did: whoever watches the process is to start a new one.
     """
+
+    _WATCH_SECONDS = 1.0
 
     def __init__(
         self,
@@ -144,16 +150,24 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=2,  # by then everything has been answered
             )
         )
-        self.unfinished = 0
+        self.unfinished, self.model_failed = 0, False
         self._settings, self._gate, self._queue, self._on_start = settings, gate, queue, on_start
         self._ending: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take requests, and say so."""
         asyncio.get_running_loop().set_exception_handler(_log_quietly)
         await super().startup(sockets)
         if self.started:
+            self._watching = asyncio.get_running_loop().create_task(self._watch_model())
             self._on_start()
+
+    async def _watch_model(self) -> None:
+        while self._queue.is_working:
+            await asyncio.sleep(self._WATCH_SECONDS)
+        self._gate.status = "failed"
+        self.model_failed = self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
