@@ -33,9 +33,10 @@ def commands() -> dict[str, set[str]]:
 
 
 def unit() -> configparser.ConfigParser:
+    """Return the systemd unit; a backslash at a line's end goes on with the next."""
     parser = configparser.ConfigParser(strict=True, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(EXAMPLES / "clinstack@.service")
+    parser.read_string((EXAMPLES / "clinstack@.service").read_text().replace("\\\n", " "))
     return parser
 
 
