@@ -30,7 +30,7 @@ from fake_queue import SECONDS_PER_TOKEN, SECRET, FakeModel, Seen, Settings, fir
 
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinstack.serve.queue._WARM_UP_SECONDS", 0.1)
+    monkeypatch.setattr("clinstack.serve.pace.WARM_UP_SECONDS", 0.1)
 
 
 def test_a_request_gets_the_scores_of_its_notes_in_order() -> None:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clinstack.serve.shared_base import SharedBase
+
 REMEMBERED_SECONDS = 5.0
 """After so many seconds of work a measurement counts half."""
+WARM_UP_SECONDS = 1.0
+_WORDS = "the patient was admitted with chest pain and shortness of breath "
 
 
 class Pace:
@@ -45,3 +53,36 @@ class Pace:
     def seconds_for(self, tokens: float) -> float:
         """Return how long so many tokens take; 0 where nothing was measured."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
+
+
+def warm_up(shared: SharedBase, budget: int, pace: Pace) -> None:
+    """Measure the speed before anybody asks, with made-up notes for about a second; nothing without a classifier.
+
+    Parameters
+    ----------
+    shared : SharedBase
+    budget : int
+        Tokens of a full batch.
+    pace : Pace
+        Is told.
+    """
+    name = next((name for name, stack in shared.stacks.items() if stack.task is not None), None)
+    if name is None:
+        return
+
+    def measured(count: int) -> tuple[int, float]:
+        # No two alike: what is the same is computed once.
+        notes = [shared.encode(name, f"{number} {_WORDS * 64}") for number in range(count)]
+        began = time.monotonic()
+        shared.classify([(name, note.pieces) for note in notes])
+        return sum(note.tokens for note in notes), time.monotonic() - began
+
+    measured(1)  # allocates what every later pass finds
+    tokens, seconds = measured(1)
+    notes = max(1, min(budget // tokens, int(WARM_UP_SECONDS / seconds)))
+    ends = time.monotonic() + WARM_UP_SECONDS
+    while True:
+        tokens, seconds = measured(notes)
+        pace.measured(tokens, seconds, tokens)
+        if time.monotonic() > ends:
+            return

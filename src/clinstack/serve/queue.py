@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 from clinstack.serve.admission import Admission, QueueSettings
 from clinstack.serve.batching import Request, Scored
 from clinstack.serve.model_thread import ModelThread, QueueObserver
+from clinstack.serve.pace import warm_up
 from clinstack.serve.refusals import (
     DeadlineExceeded,
     ModelFailed,
@@ -54,10 +55,6 @@ __all__ = [
 ]
 
 Result = TypeVar("Result")
-
-_WARM_UP_WORDS = "the patient was admitted with chest pain and shortness of breath "
-_WARM_UP_SECONDS = 1.0
-
 
 _REASONS: dict[type[Exception], str] = {
     QueueFull: "full",
@@ -122,32 +119,7 @@ class RequestQueue:
         )
         self._running = _Started(thread, Admission(settings.queue_tokens, thread))
         thread.start()
-        await self.call(self._warm_up)
-
-    def _warm_up(self) -> None:
-        name = next((name for name, stack in self.stacks.items() if stack.task is not None), None)
-        if name is None:
-            return
-        budget = self._settings.batch_tokens
-
-        def measured(count: int) -> tuple[int, float]:
-            # No two alike: what is the same is computed once.
-            notes = [self.shared.encode(name, f"{number} {_WARM_UP_WORDS * 64}") for number in range(count)]
-            began = time.monotonic()
-            self.shared.classify([(name, note.pieces) for note in notes])
-            return sum(note.tokens for note in notes), time.monotonic() - began
-
-        measured(1)  # allocates what every later pass finds
-        tokens, seconds = measured(1)
-        notes, ends = (
-            max(1, min(budget // tokens, int(_WARM_UP_SECONDS / seconds))),
-            time.monotonic() + _WARM_UP_SECONDS,
-        )
-        while True:
-            tokens, seconds = measured(notes)
-            self._started.thread.pace.measured(tokens, seconds, tokens)
-            if time.monotonic() > ends:
-                return
+        await self.call(lambda: warm_up(self.shared, settings.batch_tokens, thread.pace))
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new, finish what was taken, and return whether all of it was within so many seconds.
