@@ -35,6 +35,8 @@ class FakeModel:
     """Has a token for each word. Takes its time for each, and answers with the number of the words and their first."""
 
     seconds_per_token: float = SECONDS_PER_TOKEN
+    encoding_seconds: float = 0.0
+    """Of each note."""
     longest: int = 2000
     batches: list[list[tuple[str, int]]] = field(default_factory=list)
     encoded: list[tuple[str, str]] = field(default_factory=list)
@@ -55,6 +57,7 @@ class FakeModel:
     def encode(self, name: str, text: str) -> Any:
         self.threads.add(threading.current_thread().name)
         words = text.split()
+        time.sleep(self.encoding_seconds)
         self.encoded.append((name, words[0]))
         ids = np.array([int(word) if word.isdigit() else 0 for word in words[: self.longest]] or [0], dtype=np.int64)
         return SimpleNamespace(pieces=[ids], tokens=len(ids), cut=max(0, len(words) - self.longest))

@@ -433,6 +433,19 @@ def test_drain_gives_up_after_its_timeout_and_stop_refuses_what_waits() -> None:
     with_queue(test)
 
 
+def test_stop_refuses_what_is_being_encoded() -> None:
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        model.encoding_seconds = 0.05
+        request = asyncio.create_task(queue.classify([("mortality", note(1 + n)) for n in range(40)], 60))
+        await asyncio.sleep(0.1)
+        await queue.stop()
+        with pytest.raises(ShuttingDown):
+            await request
+        assert len(model.encoded) < 40
+
+    with_queue(test)
+
+
 def test_a_use_over_several_calls_keeps_its_stack_and_the_queue() -> None:
     async def test(queue: RequestQueue, model: FakeModel) -> None:
         with queue.using("mortality"):

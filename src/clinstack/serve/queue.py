@@ -96,6 +96,7 @@ class RequestQueue:
         self.shared = shared
         self.stacks: Mapping[str, ServedStack] = dict(shared.stacks)
         self.draining = False
+        self._stopped = False
         self._settings = settings
         self._observer = observer or QueueObserver()
         self._running: _Started | None = None
@@ -137,11 +138,10 @@ class RequestQueue:
 
     async def stop(self) -> None:
         """End the threads after what they compute now. What still waits is refused."""
-        self.draining = True
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self.draining = self._stopped = True
         if self._running is not None:
             await asyncio.to_thread(self._running.thread.stop)
-            await asyncio.sleep(0)  # let the last answers reach those who wait
+        await asyncio.to_thread(self._encoder.shutdown)
 
     @property
     def _started(self) -> _Started:
@@ -224,6 +224,8 @@ class RequestQueue:
             known: dict[tuple[Reading, str], EncodedNote] = {}
             for name, text in items:
                 key = self.stacks[name].reading, text
+                if self._stopped:
+                    raise ShuttingDown
                 if key not in known:
                     known[key] = await loop.run_in_executor(self._encoder, self.shared.encode, name, text)
                 request.add(name, known[key].pieces, known[key].cut)
