@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from openai import (
+    APIError,
     APIStatusError,
     AsyncOpenAI,
     AuthenticationError,
@@ -414,6 +415,20 @@ def test_too_many_are_told_to_come_back(slow: Slow) -> None:
     assert second.status_code == 504
     assert isinstance(third, RateLimitError)
     assert int(third.response.headers["retry-after"]) >= 1
+
+
+def test_a_failure_in_a_stream_is_an_error_of_the_client(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError(f"a library says {CANARY}")
+
+    with slow.client() as opened:
+        stream = opened.chat.completions.create(model="plain", messages=question(), max_tokens=120, stream=True)
+        parts = iter(stream)
+        next(parts)
+        monkeypatch.setattr(Lane, "forward", broken)
+        with pytest.raises(APIError, match="broken off: The model failed") as caught:
+            list(parts)
+        assert CANARY not in caught.value.message
 
 
 def test_a_stack_that_is_taken_away_finishes_its_answers(slow: Slow, stacks: dict[str, Path]) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from clinstack.engine.generation import Generated, generate
 from clinstack.errors import InputError
@@ -104,6 +113,41 @@ def test_joining_and_leaving_changes_nobodys_answer(tiny_base: Path, wanted: Dec
     same(answers, texts, alone)
 
 
+_COMMON: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 256,
+}
+_GROUPED = {**_COMMON, "intermediate_size": 64, "num_key_value_heads": 2, "initializer_range": 0.1}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "a window": MistralConfig(**_GROUPED, sliding_window=8),
+    "layers with a window and without": Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=8),
+    "learned positions": GPT2Config(**_COMMON, initializer_range=0.3),
+    "positions by the mask": OPTConfig(**_COMMON, ffn_dim=64, word_embed_proj_dim=32, init_std=0.3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(tiny_base: Path, tmp_path: Path, name: str) -> None:
+    for file in tiny_base.glob("*token*"):
+        shutil.copy(file, tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(FAMILIES[name]).save_pretrained(tmp_path)
+    stack = Stack.build(str(tmp_path))
+    recipe = GREEDY.model_copy(update={"max_new_tokens": 30})
+    wanted = [generate(stack, [prompt], recipe, None, ends=[2])[0] for prompt in PROMPTS]
+    assert len({answer.text for answer in wanted}) >= 3
+    decoder = Decoder(StackLanes(stack), max_rows=4, prompt_tokens=1)  # joined one by one
+    answers = [decoder.start(request(prompt, recipe)) for prompt in PROMPTS]
+    same(answers, finish(decoder, answers), wanted)
+
+
 @pytest.fixture(scope="module")
 def folders(tiny_base: Path, clinical: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_chat_stacks(tmp_path_factory.mktemp("stacks"), tiny_base, clinical)
@@ -133,6 +177,17 @@ def test_rows_of_several_stacks_and_of_the_base_together(folders: dict[str, Path
         with stack.switched_off() if untouched else nullcontext():
             wanted = generate(stack, prompts, recipe, None, ends=[2])
         same(answers[place :: len(kinds)], texts[place :: len(kinds)], wanted)
+
+
+def test_who_has_a_base_of_its_own_shares_the_untouched_one(folders: dict[str, Path]) -> None:
+    lanes = SharedLanes(SharedBase.open(folders))
+    common = lanes.lane("plain", untouched=False)
+    assert lanes.lane("clinical", untouched=True) is common
+    assert lanes.lane("alone", untouched=True) is common
+    assert lanes.lane("alone", untouched=False) is not common
+    # Alone, it is the only language model: its own base answers without its adapters.
+    alone = SharedLanes(SharedBase.open({name: folders[name] for name in ("mortality", "alone")}))
+    assert alone.lane("alone", untouched=True).network is alone.lane("alone", untouched=False).network
 
 
 def test_a_stack_that_has_gone_ends_its_answers_alone(folders: dict[str, Path]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
+from prometheus_client import Counter, Gauge
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from clinstack.errors import InputError
+from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe.generate import DecodingRecipe
 from clinstack.serve.chat_messages import Conversation, EncodedQuestion, MessageError, QuestionEncoder, read_messages
 from clinstack.serve.chat_queue import AnswerStream, ChatLimits, ChatQueue, DecodingError, Piece
@@ -33,7 +34,7 @@ from clinstack.serve.chat_schemas import (
 from clinstack.serve.decoding import DecodingRequest
 from clinstack.serve.failures import ApiError
 from clinstack.serve.lanes import SharedLanes
-from clinstack.serve.observe import note_audit
+from clinstack.serve.observe import Metrics, note_audit
 from clinstack.serve.openapi import ERRORS
 from clinstack.serve.refusals import DeadlineExceeded
 from clinstack.serve.schemas import DISCLAIMER, ErrorResponse
@@ -54,18 +55,18 @@ _GONE = 499
 """What the logs say of a client that went away before its answer (nginx's number)."""
 
 
-def router(queue: RequestQueue, settings: ServeSettings, limits: ChatLimits | None = None) -> APIRouter:
+def router(queue: RequestQueue, settings: ServeSettings, metrics: Metrics | None = None) -> APIRouter:
     """Return the route.
 
     Parameters
     ----------
     queue : RequestQueue
     settings : ServeSettings
-    limits : ChatLimits, optional
-        How much is decoded at a time.
+    metrics : Metrics, optional
+        Gets the tokens that were read and written by model, and how many answers are open.
     """
     routes = APIRouter()
-    chat = _Chat(queue, settings, limits or ChatLimits())
+    chat = _Chat(queue, settings, ChatLimits(), metrics or Metrics())
     wrong = {"model": ErrorResponse, "description": "A parameter that a stack cannot keep to; `param` says which."}
 
     @routes.post(
@@ -116,6 +117,10 @@ class _Question:
         )
 
     @property
+    def notes(self) -> int:
+        return 1 if self.conversation.note else 0
+
+    @property
     def headers(self) -> dict[str, str]:
         return {
             "X-Note-Tokens-Cut": str(self.encoded.cut),
@@ -123,10 +128,19 @@ class _Question:
         }
 
 
+def _count_answers(metrics: Metrics, answers: ChatQueue) -> Counter:
+    """Add the metrics of answers, and return the one that counts tokens."""
+    make: dict[str, Any] = {"namespace": "clinstack", "registry": metrics.registry}
+    Gauge("answers_open", "Answers that wait or are being written.", **make).set_function(lambda: answers.open_answers)
+    Gauge("answers_waiting", "Answers that wait for their first token.", **make).set_function(lambda: answers.waiting)
+    return Counter("answer_tokens", "Tokens of answers, by model: read and written.", ["model", "kind"], **make)
+
+
 class _Chat:
-    def __init__(self, queue: RequestQueue, settings: ServeSettings, limits: ChatLimits) -> None:
+    def __init__(self, queue: RequestQueue, settings: ServeSettings, limits: ChatLimits, metrics: Metrics) -> None:
         self._queue, self._settings, self._limits = queue, settings, limits
         self._answers = ChatQueue(queue, SharedLanes(queue.shared), limits)
+        self._tokens = _count_answers(metrics, self._answers)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clinstack-prompt")
         self._encoder: QuestionEncoder | None = None
 
@@ -153,13 +167,24 @@ class _Chat:
                 return Response(status_code=_GONE)
             raise
         if body.stream:
-            return _EventStream(question, stream, first, request)
+            return _EventStream(question, stream, first, self._said(question, request))
         try:
-            return await _whole(question, stream, first, request)
+            return await _whole(question, stream, first, request, self._said(question, request))
         except _GoneError:
             return Response(status_code=_GONE)
         finally:
             stream.close()
+
+    def _said(self, question: _Question, request: Request) -> Callable[[Usage], None]:
+        """Return what tells the audit log and the metrics of an answer at its end."""
+
+        def say(usage: Usage) -> None:
+            model = question.body.model
+            note_audit(request, tasks=[model], notes=question.notes, tokens=usage.total_tokens)
+            self._tokens.labels(model, "read").inc(usage.prompt_tokens)
+            self._tokens.labels(model, "written").inc(usage.completion_tokens)
+
+        return say
 
     def _stack(self, model: str) -> tuple[ServedStack, bool]:
         name, untouched = model.removesuffix(UNTOUCHED), model.endswith(UNTOUCHED)
@@ -274,18 +299,20 @@ async def _next(stream: AnswerStream, request: Request, due: float | None = None
         except TimeoutError:
             continue
         except DecodingError as error:
-            raise ApiError(503, f"The answer was broken off: {error}.", retry_after=5) from None
+            raise ApiError(503, f"The answer was broken off: {error}", retry_after=5) from None
         except InputError as error:
             raise ApiError(400, f"model: {error}", param="model") from None
 
 
-async def _whole(question: _Question, stream: AnswerStream, piece: Piece, request: Request) -> Response:
+async def _whole(
+    question: _Question, stream: AnswerStream, piece: Piece, request: Request, say: Callable[[Usage], None]
+) -> Response:
     text = [piece.text]
     while piece.finish is None:
         piece = await _next(stream, request)
         text.append(piece.text)
     usage = question.usage(piece.tokens)
-    _audit(request, question, usage)
+    say(usage)
     completion = ChatCompletion(
         id=question.id,
         created=question.created,
@@ -297,19 +324,14 @@ async def _whole(question: _Question, stream: AnswerStream, piece: Piece, reques
     return Response(completion.model_dump_json(), media_type="application/json", headers=question.headers)
 
 
-def _audit(request: Request, question: _Question, usage: Usage) -> None:
-    notes = 1 if question.conversation.note else 0
-    note_audit(request, tasks=[question.body.model], notes=notes, tokens=usage.total_tokens)
-
-
 class _EventStream(StreamingResponse):
     """An answer as server-sent events; a client that goes away frees its row at once."""
 
-    def __init__(self, question: _Question, stream: AnswerStream, first: Piece, request: Request) -> None:
+    def __init__(self, question: _Question, stream: AnswerStream, first: Piece, say: Callable[[Usage], None]) -> None:
         self._stream = stream
         # Proxies would collect the pieces otherwise.
         headers = {**question.headers, "X-Accel-Buffering": "no"}
-        events = _events(question, stream, first, request)
+        events = _events(question, stream, first, say)
         super().__init__(events, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -319,7 +341,9 @@ class _EventStream(StreamingResponse):
             self._stream.close()
 
 
-async def _events(question: _Question, stream: AnswerStream, piece: Piece, request: Request) -> AsyncIterator[str]:
+async def _events(
+    question: _Question, stream: AnswerStream, piece: Piece, say: Callable[[Usage], None]
+) -> AsyncIterator[str]:
     wants_usage = question.body.stream_options is not None and question.body.stream_options.include_usage
     chunk = partial(_chunk, question, wants_usage)
     yield chunk({"role": "assistant", "content": ""}, None, disclaimer=DISCLAIMER)
@@ -330,14 +354,14 @@ async def _events(question: _Question, stream: AnswerStream, piece: Piece, reque
             break
         try:
             piece = await stream.next()
-        except Exception as error:
+        except ClinstackError as error:
             # The status has been sent; this is how OpenAI's clients learn of a failure.
-            failure = ApiError(503, f"The answer was broken off ({type(error).__name__}).", retry_after=5)
+            failure = ApiError(503, f"The answer was broken off: {error}")
             yield f"data: {bytes(failure.response().body).decode()}\n\n"
             return
     yield chunk({}, piece.finish)
     usage = question.usage(piece.tokens)
-    _audit(request, question, usage)
+    say(usage)
     if wants_usage:
         yield chunk(None, None, usage=usage.model_dump())
     yield "data: [DONE]\n\n"

@@ -220,7 +220,7 @@ class ChatQueue:
             if found is None:
                 continue
             if answer.finish == "failed":
-                news.append((found, DecodingError(answer.problem or "")))
+                news.append((found, DecodingError(f"{answer.problem}.")))
             else:
                 news.append((found, Piece(answer.take(), answer.tokens, answer.finish)))
             if answer.finish is not None:

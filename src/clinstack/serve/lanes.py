@@ -3,9 +3,8 @@
 ::
 
     SharedLanes    one base for all stacks: a row's own factors beside it     ── one lane for all of them
-                   a stack that cannot share it (DoRA, a prefix, all weights) ── a lane of its own, and one without
-                                                                                  its adapters
-    StackLanes     one Stack alone, as in the terminal                        ── the same two lanes
+                   a stack that cannot share it (DoRA, a prefix, all weights) ── a lane of its own
+    StackLanes     one Stack alone, as in the terminal                        ── a lane, and one without adapters
 """
 
 from __future__ import annotations
@@ -161,13 +160,21 @@ class SharedLanes:
         if served is None or served.task is not None:
             raise InputError("no such stack answers questions here")
         copy = self._shared.own_copies.get(stack)
-        if copy is None:
+        if copy is None or (untouched and self._has_the_base_of(copy.stack)):
             return self._common()
         lanes = self._own.get(stack)
         if lanes is None or lanes.stack is not copy.stack:
             self._own = {name: one for name, one in self._own.items() if name in self._shared.own_copies}
             lanes = self._own[stack] = StackLanes(copy.stack)
         return lanes.lane(stack, untouched)
+
+    def _has_the_base_of(self, stack: Stack) -> bool:
+        """Whether the shared network, without adapters, is a stack's untouched base."""
+        sharing = any(served.task is None and not served.own_copy for served in self._shared.stacks.values())
+        if not sharing or stack.quantize != "none":  # without any sharing one it may have no language model's output
+            return False
+        network = self._shared.network
+        return not getattr(network, "is_quantized", False) and network.dtype == getattr(torch, stack.dtype)
 
     def _common(self) -> Lane:
         if self._lane is None or self._lane.network is not self._shared.network:
