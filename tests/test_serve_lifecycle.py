@@ -145,7 +145,7 @@ def test_a_life(stacks: Path, tmp_path: Path) -> None:
         token = (state / "token").read_text().strip()
         assert token not in served.text
         assert stat.S_IMODE((state / "token").stat().st_mode) == 0o600
-        for words in ("mortality", "stay", label, "shared", "not a medical device"):
+        for words in ("mortality", "stay", label, "not a medical device"):
             assert words in served.text, served.text
         assert httpx2.get(f"{served.url}/readyz").json() == {"status": "ready"}
         assert httpx2.get(f"{served.url}/v1/tasks").status_code == 401

@@ -172,7 +172,7 @@ def show_start(settings: ServeSettings, started: Started, console: Console) -> N
     if started.token_file is not None:
         facts.add_row("token", escape(str(started.token_file)))
     if shows_token:
-        facts.add_row("", f"[bold]{started.new_token}[/] (new; this line is not shown again)")
+        facts.add_row("", f"[bold]{started.new_token}[/] (new, shown once)")
     if settings.stacks_root is not None:
         facts.add_row("stacks from", escape(str(settings.stacks_root)))
     console.print(facts, highlight=False)
@@ -183,17 +183,17 @@ def show_start(settings: ServeSettings, started: Started, console: Console) -> N
 
 
 def stacks_table(stacks: Sequence[ServedStack]) -> Table:
-    """Return a row for each stack."""
-    table = Table("name", "answers", "adapters", "base", "probabilities", box=box.SIMPLE_HEAD, pad_edge=False)
+    """Return a row for each stack; narrow enough for a terminal of 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("name", "answers", "adapters", "calibrated"):
+        table.add_column(title, overflow="fold")
     for stack in stacks:
         task = stack.task
-        answers = "questions" if task is None else f"{task.kind}, {len(task.classes)} classes"
-        calibrated = "calibrated" if stack.calibration and stack.calibration.get("isotonic") else "as the model says"
+        calibrated = "yes" if stack.calibration and stack.calibration.get("isotonic") else "no"
         table.add_row(
             escape(stack.name),
-            answers,
+            "questions" if task is None else f"{task.kind}, {len(task.classes)}",
             escape(stack.label),
-            "its own copy" if stack.own_copy else "shared",
             "" if task is None else calibrated,
         )
     return table
