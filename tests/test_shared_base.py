@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,32 @@ def test_add_and_remove(folders: dict[str, Path], stacks: dict[str, Stack]) -> N
     after = tensors_in(shared)
     assert after == before, "what was removed is gone from memory"
     assert weights == {tensor.data_ptr() for tensor in shared.network.state_dict().values()}
+
+
+def test_reading_beside_and_adding_later(
+    make: MakeStack, folders: dict[str, Path], stacks: dict[str, Stack], clinical_again: AdapterRecipe
+) -> None:
+    """Another thread reads, and loads what is not shared; what is served changes when the stack is added."""
+    dora = make([clinical_again, new("dora", "task")], STAY)
+    instruct = make([AdapterRecipe(name="instruct", rank=3)], None)
+    shared = SharedBase.open({"frozen": folders["frozen"]})
+    before = tensors_in(shared)
+    asked = [("frozen", text) for text in NOTES] * 4
+    with ThreadPoolExecutor() as threads:
+        waiting = {
+            name: threads.submit(shared.read, folder)
+            for name, folder in {"dora": dora, "instruct": instruct, "three": folders["three"]}.items()
+        }
+        while not all(job.done() for job in waiting.values()):
+            check(shared, stacks, asked)
+    assert tensors_in(shared) == before
+    assert list(shared.stacks) == ["frozen"]
+    body = shared.network.base_model
+    for name, job in waiting.items():
+        shared.add(name, job.result())
+    assert shared.network.base_model is body
+    assert type(shared.network).__name__ == "LlamaForCausalLM"
+    check(shared, {**stacks, "dora": Stack.load(dora)}, [(n, text) for text in NOTES for n in ("dora", "three")])
 
 
 def tensors_in(shared: SharedBase) -> int:

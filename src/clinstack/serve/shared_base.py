@@ -38,9 +38,10 @@ from clinstack.model.lineage import read_stack_record, stack_folder
 from clinstack.serve.folding import Adapters, adapters_to_fold, folds
 from clinstack.serve.own_copy import OwnCopy
 from clinstack.serve.probe import check_recorded
+from clinstack.serve.ready import ReadStack, make_ready
 from clinstack.serve.routing import RoutingError
 from clinstack.serve.served_stack import EncodedNote, ServedStack, StackOnDisk, read_stack
-from clinstack.serve.shared_network import Piece, SharedNetwork
+from clinstack.serve.shared_network import Piece, SharedNetwork, find_device
 from clinstack.tokens.documents import Tokens
 from clinstack.tokens.encode import TextEncoder
 from clinstack.tokens.texts import NoteEncoder
@@ -121,11 +122,13 @@ class SharedBase:
         # The one that most stacks were made for; of equals the first.
         precision = Counter(stack.precision for stack in sharing).most_common(1)[0][0]
         adapters = [stack.adapters for stack in sharing if stack.precision == precision]
-        opened = cls(found, _device(device), precision, adapters_to_fold(adapters) if folds(fold, precision) else ())
+        opened = cls(
+            found, find_device(device), precision, adapters_to_fold(adapters) if folds(fold, precision) else ()
+        )
         if any(not stack.reason and not stack.is_classifier for stack in read.values()):
             opened._shared(causal=True)
         for name, stack in read.items():
-            opened._add(name, stack)
+            opened._add(name, opened._ready(stack))
         return opened
 
     @property
@@ -138,19 +141,40 @@ class SharedBase:
         """The network that stacks share: a causal language model where any of them is one, else one with a head."""
         return self._shared(causal=False).network
 
-    def _shared(self, *, causal: bool) -> SharedNetwork:
+    def _shared(self, *, causal: bool, causal_network: PreTrainedModel | None = None) -> SharedNetwork:
         """Return the shared network; it is loaded when the first stack needs it."""
         if self._network is None:
             self._network = SharedNetwork(self.base, self._precision, self.device, self._folded, causal=causal)
             self.device = self._network.device
         elif causal:
-            self._network.become_causal()
+            self._network.become_causal(causal_network)
         return self._network
 
     # ------------------------------------------------------------------ stacks
 
-    def add(self, name: str, folder: Path) -> ServedStack:
+    def read(self, folder: Path) -> ReadStack:
+        """Do what takes long of adding a stack: read and verify it, and load what it does not share.
+
+        Safe in any thread while others are served; `add` then takes a moment.
+
+        Raises
+        ------
+        InputError
+            As `open`.
+        """
+        return self._ready(read_stack(folder, self.base))
+
+    def _ready(self, stack: StackOnDisk) -> ReadStack:
+        lacks_output = self._network is not None and not self._network.is_causal
+        return make_ready(stack, self.base, self._precision, self.device, lacks_output=lacks_output)
+
+    def add(self, name: str, stack: Path | ReadStack) -> ServedStack:
         """Add a stack while others are served. Nothing is changed where it is refused.
+
+        Parameters
+        ----------
+        stack : Path or ReadStack
+            A Stack or finished Run, or what `read` made of it.
 
         Raises
         ------
@@ -159,23 +183,18 @@ class SharedBase:
         """
         if name in self.stacks:
             raise InputError(f"{name}: a stack of this name is served already; remove it first, or take another name.")
-        return self._add(name, read_stack(folder, self.base))
+        return self._add(name, stack if isinstance(stack, ReadStack) else self.read(stack))
 
-    def _add(self, name: str, stack: StackOnDisk) -> ServedStack:
-        reason = stack.reason
-        if not reason and stack.precision != self._precision:
-            has, here = (
-                " ".join(part for part in pair if part != "none") for pair in (stack.precision, self._precision)
-            )
-            reason = f"it was made for a base in {has}, the others for one in {here}"
+    def _add(self, name: str, ready: ReadStack) -> ServedStack:
+        stack, reason, own_copy = ready.stack, ready.reason, ready.own_copy
         served = stack.described(name)
         if served.task is not None:
             self._encoders[name] = NoteEncoder(self.tokenizer, served.reading, self._text_encoder)
         try:
-            if not reason:
-                reason = self._share(served, stack)
+            if own_copy is None:
+                reason = self._share(served, ready)
             if reason:
-                self.own_copies[name] = OwnCopy(stack.folder, str(self.base.folder), self.device)
+                self.own_copies[name] = own_copy or OwnCopy(stack.folder, str(self.base.folder), self.device)
                 self.notes.append(f"{name}: it has a base of its own in memory, because {reason}.")
             self.stacks[name] = replace(served, own_copy=bool(reason))
         except Exception:
@@ -183,9 +202,10 @@ class SharedBase:
             raise
         return self.stacks[name]
 
-    def _share(self, served: ServedStack, stack: StackOnDisk) -> str:
+    def _share(self, served: ServedStack, ready: ReadStack) -> str:
         """Put a stack's factors beside the shared network; return why that cannot be, where it cannot."""
-        name, shared = served.name, self._shared(causal=not stack.is_classifier)
+        name, stack = served.name, ready.stack
+        shared = self._shared(causal=not stack.is_classifier, causal_network=ready.causal)
         self._routes[name] = shared.add(stack.adapters)
         if stack.head is not None:
             self._heads[name] = stack.head.to(shared.device)
@@ -334,26 +354,3 @@ class SharedBase:
     def hidden_states(self, input_ids: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Return the last layer's output of padded rows, shape [rows, tokens, hidden]; inside of `routed`."""
         return self._shared(causal=False).hidden_states(input_ids, mask, positions)
-
-
-def _device(name: str) -> torch.device:
-    """Return the device of a name.
-
-    Raises
-    ------
-    InputError
-        If this machine has none of it.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: {name!r} is no device; use auto, cpu or cuda.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device: {name} is asked for, and PyTorch finds no CUDA device here; use auto or cpu.")
-    return device
-
-
-def _words(precision: tuple[str, str]) -> str:
-    return " ".join(part for part in precision if part != "none")

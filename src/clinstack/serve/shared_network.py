@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from clinstack.engine.guards import is_out_of_memory
 from clinstack.engine.pieces import flat_rows
-from clinstack.errors import ClinstackError
+from clinstack.errors import ClinstackError, InputError
 from clinstack.model.attention import attends_by_document, boundaries_mask
 from clinstack.model.base import Base, backbone, load_network
 from clinstack.model.config import vocabulary_size
@@ -79,7 +79,7 @@ class SharedNetwork:
         self.precision = precision
         self.folded = folded
         self.is_causal = causal
-        self.network = _load(base, precision, causal=causal)
+        self.network = load_base(base, precision, causal=causal)
         if folded:
             fold_into(self.network, concatenated(*(factors for _, factors in folded)))
         if precision[1] == "none":
@@ -102,11 +102,17 @@ class SharedNetwork:
         """Where the weights are."""
         return next(self.network.parameters()).device
 
-    def become_causal(self) -> None:
-        """Put the output layer of the base's language model on top; what is below it stays as it is."""
+    def become_causal(self, loaded: PreTrainedModel | None = None) -> None:
+        """Put the output layer of the base's language model on top; what is below it stays as it is.
+
+        Parameters
+        ----------
+        loaded : PreTrainedModel, optional
+            That language model; loaded here without it, and its own body is forgotten again.
+        """
         if self.is_causal:
             return
-        whole: Any = _load(self.base, self.precision, causal=True)
+        whole: Any = loaded or load_base(self.base, self.precision, causal=True)
         body: Any = backbone(self.network)
         output = whole.get_output_embeddings()
         is_tied = output.weight is whole.get_input_embeddings().weight
@@ -176,7 +182,7 @@ class SharedNetwork:
 
     def _flat(self, pieces: Sequence[Piece]) -> Tensor:
         order = sorted(range(len(pieces)), key=lambda place: pieces[place].route)
-        result = torch.empty(len(pieces), self._hidden_size)
+        result = torch.empty(len(pieces), self._hidden_size, dtype=torch.float32)
         for row in flat_rows([len(pieces[place].tokens) for place in order], _ROW_TOKENS):
             places = order[row]
             result[places] = self._flat_row([pieces[place] for place in places])
@@ -215,7 +221,7 @@ class SharedNetwork:
 
     def _padded(self, pieces: Sequence[Piece]) -> Tensor:
         lengths = np.array([len(piece.tokens) for piece in pieces])
-        result = torch.empty(len(pieces), self._hidden_size, device=self.device)
+        result = torch.empty(len(pieces), self._hidden_size, dtype=torch.float32, device=self.device)
         waiting = np.arange(len(pieces))
         while len(waiting):
             # The longest first: what does not fit shows at once.
@@ -253,7 +259,7 @@ def _by_kind(pieces: Sequence[Piece], pooled: Callable[[str], Tensor]) -> Tensor
     return result
 
 
-def _load(base: Base, precision: tuple[str, str], *, causal: bool) -> PreTrainedModel:
+def load_base(base: Base, precision: tuple[str, str], *, causal: bool) -> PreTrainedModel:
     """Load the base. What is not causal gets a head of one class that nothing reads: the heads are the stacks'."""
     dtype, quantize = precision
     network = load_network(base, classes=None if causal else 1, dtype=dtype, seed=0, quantize=quantize)
@@ -261,3 +267,26 @@ def _load(base: Base, precision: tuple[str, str], *, causal: bool) -> PreTrained
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises
+    ------
+    InputError
+        If this machine has none of it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: {name!r} is no device; use auto, cpu or cuda.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {name} is asked for, and PyTorch finds no CUDA device here; use auto or cpu.")
+    return device
+
+
+def _words(precision: tuple[str, str]) -> str:
+    return " ".join(part for part in precision if part != "none")
