@@ -80,7 +80,11 @@ class FakeModel:
             self.batches.append(lengths)
         return [np.array([first, length], dtype=np.float32) for first, (_, length) in zip(firsts, lengths, strict=True)]
 
-    def add(self, name: str, folder: Path) -> Any:
+    def read(self, folder: Path) -> Any:
+        assert not threading.current_thread().name.startswith(("clinstack", "MainThread"))
+        return folder
+
+    def add(self, name: str, read: Any) -> Any:
         self.threads.add(threading.current_thread().name)
         if name in self.stacks:
             raise InputError(f"{name}: the name is taken")

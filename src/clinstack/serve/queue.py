@@ -301,7 +301,7 @@ class RequestQueue:
             self._check_idle()
 
     async def add(self, name: str, folder: Path) -> ServedStack:
-        """Serve another stack from the next batch on.
+        """Serve another stack from the next batch on. It is read beside the model's work, which waits only a moment.
 
         Raises
         ------
@@ -311,7 +311,8 @@ class RequestQueue:
         """
         if self.draining:
             raise ShuttingDown
-        added = await self._called(lambda: self.shared.add(name, folder), change=True)
+        read = await asyncio.to_thread(self.shared.read, folder)
+        added = await self._called(lambda: self.shared.add(name, read), change=True)
         self.stacks = dict(self.shared.stacks)
         return added
 
