@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -441,6 +446,47 @@ def test_a_stack_that_is_taken_away_finishes_its_answers(slow: Slow, stacks: dic
         assert text == wanted(stacks, "plain", NOTE, DecodingRecipe(max_new_tokens=40))[0].text
         with pytest.raises(NotFoundError):
             opened.chat.completions.create(model="plain", messages=question())
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_finishes_its_answers(stacks: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [part for name in ("plain", "alone") for part in ("--name", f"{name}={stacks[name]}")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clinstack", "serve", *arguments, "--port", "0", "--state", str(tmp_path / "state")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "CLINSTACK_TOKEN": TOKEN},
+    )
+    try:
+        assert process.stderr is not None
+        address = next(
+            found for line in process.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
+        ).group()
+        texts = asyncio.run(stopped_amid_answers(address, process))
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    for (model, most), text in texts.items():
+        assert text == wanted(stacks, model, NOTE, DecodingRecipe(max_new_tokens=most))[0].text
+
+
+async def stopped_amid_answers(address: str, process: subprocess.Popen[str]) -> dict[tuple[str, int], str]:
+    """Ask for many answers, end the server when the first word of each has come, and return the answers."""
+    wants = [(model, most) for most in (100, 120) for model in ("plain", "alone", "plain:base")]
+    async with AsyncOpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as opened:
+        streams = [
+            await opened.chat.completions.create(model=model, messages=question(), max_tokens=most, stream=True)
+            for model, most in wants
+        ]
+        process.send_signal(signal.SIGTERM)
+        texts = {}
+        for want, stream in zip(wants, streams, strict=True):
+            parts = [part.choices[0] async for part in stream]
+            assert parts[-1].finish_reason in ("stop", "length")
+            texts[want] = "".join(part.delta.content or "" for part in parts)
+    return texts
 
 
 # ---------------------------------------------------------------------- messages

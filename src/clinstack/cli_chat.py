@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def chat_command(
     stack: Annotated[
-        Path | None, typer.Argument(metavar="[STACK_OR_RUN]", help="Trained on instructions; not a classifier.")
+        Path | None, typer.Argument(metavar="STACK_OR_RUN", help="Trained on instructions; not a classifier.")
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Without a stack the model itself, such as embedded; else where the base is.")

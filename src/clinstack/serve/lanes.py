@@ -198,7 +198,10 @@ class StackLanes:
 
     def __init__(self, stack: Stack) -> None:
         if stack.task is not None:
-            raise InputError(f"stack: it is a classifier for {stack.task.name} and writes no text.")
+            raise InputError(
+                f"stack: it is a classifier for {stack.task.name} and writes no text; name a stack that was trained on "
+                "instructions, or use `clinstack predict`."
+            )
         stack.eval()
         self.stack = stack
         self._whole = Lane(stack.network, stack.tokenizer, self._as_it_is, _virtual_tokens(stack))
