@@ -32,7 +32,7 @@ from clinstack.notes.text_tables import TextTable
 from clinstack.recipe import EvaluateRecipe, PredictRecipe, parse_recipe
 from clinstack.stages.evaluate import evaluate
 from clinstack.stages.predict import predict
-from test_distributed import call_clinstack, free_port
+from test_distributed import DDP, FSDP, LAUNCHER, call_clinstack, free_port
 from tiny_notes import CANARY, TASKS
 
 ROWS = 90
@@ -362,6 +362,30 @@ def test_a_part_that_is_there_is_never_computed_again(
     assert not computed
 
 
+def test_what_fails_while_parts_are_joined_computes_none_of_them_again(
+    straight: Path, stack: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clinstack.stages import predict as stage
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def ends_early(files: list[Path]) -> Iterator[pa.Table]:
+        yield pq.read_table(files[0])
+        fails()
+
+    recipe = recipe_of(tmp_path / "run", stack, table=str(table), rows_per_part=8, **COLUMNS)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_groups", ends_early)
+        with pytest.raises(OSError, match="No space left"):
+            predict(recipe)
+    assert not (tmp_path / "run" / "predictions.parquet").exists()
+    assert not list((tmp_path / "run").glob(".*.partial"))
+    monkeypatch.setattr(stage, "_predictions", fails)
+    predict(recipe)
+    assert (tmp_path / "run" / "predictions.parquet").read_bytes() == (straight / "predictions.parquet").read_bytes()
+
+
 def test_another_table_under_the_same_run_is_refused(stack: Path, table: Path, tmp_path: Path) -> None:
     file = tmp_path / "copy.parquet"
     file.write_bytes(table.read_bytes())
@@ -475,12 +499,19 @@ def test_killed_at_any_moment_the_bytes_are_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launch", [DDP, FSDP], ids=["ddp", "fsdp2"])
 def test_the_launcher_predicts_what_one_process_predicts(
-    straight: Path, stack: Path, table: Path, tmp_path: Path
+    straight: Path, stack: Path, table: Path, tmp_path: Path, launch: list[str]
 ) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
-    launcher += ["--main_process_port", str(free_port()), "-m", "clinstack", *words(tmp_path / "run", stack, table, 8)]
+    """With sharded layers the processes compute each part together."""
+    launcher = [*LAUNCHER, *launch, "--main_process_port", str(free_port()), "-m", "clinstack"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        [*launcher, *words(tmp_path / "run", stack, table, 8)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "predictions.parquet").read_bytes() == (straight / "predictions.parquet").read_bytes()
