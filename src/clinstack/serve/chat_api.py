@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import Counter, Gauge
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
-from clinstack.errors import ClinstackError, InputError
+from clinstack.errors import InputError
 from clinstack.recipe.generate import DecodingRecipe
+from clinstack.serve.chat_answers import EventStream, GoneError, Question, next_piece, whole
 from clinstack.serve.chat_messages import Conversation, EncodedQuestion, MessageError, QuestionEncoder, read_messages
-from clinstack.serve.chat_queue import AnswerStream, ChatLimits, ChatQueue, DecodingError, Piece
+from clinstack.serve.chat_queue import ChatLimits, ChatQueue
 from clinstack.serve.chat_schemas import (
     IGNORED,
     REFUSED,
-    AnswerMessage,
     ChatCompletion,
     ChatRequest,
-    Choice,
     Usage,
 )
 from clinstack.serve.decoding import DecodingRequest
@@ -36,8 +30,7 @@ from clinstack.serve.failures import ApiError
 from clinstack.serve.lanes import SharedLanes
 from clinstack.serve.observe import Metrics, note_audit
 from clinstack.serve.openapi import ERRORS
-from clinstack.serve.refusals import DeadlineExceeded
-from clinstack.serve.schemas import DISCLAIMER, ErrorResponse
+from clinstack.serve.schemas import ErrorResponse
 from clinstack.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -49,8 +42,6 @@ UNTOUCHED = ":base"
 DEFAULT_NEW_TOKENS = 128
 """As `clinstack generate` has it."""
 _SHORTEST_PROMPT = 16
-_LOOK_SECONDS = 0.5
-"""How often it is seen to whether a client that waits is still there."""
 _GONE = 499
 """What the logs say of a client that went away before its answer (nginx's number)."""
 
@@ -91,43 +82,6 @@ def router(queue: RequestQueue, settings: ServeSettings, metrics: Metrics | None
     return routes
 
 
-class _GoneError(Exception):
-    """The client went away."""
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A request as it is decoded, and what its answer says of it."""
-
-    body: ChatRequest
-    stack: ServedStack
-    conversation: Conversation
-    encoded: EncodedQuestion
-    id: str
-    created: int
-
-    def usage(self, tokens: int) -> Usage:
-        read = len(self.encoded.ids)
-        return Usage(
-            prompt_tokens=read,
-            completion_tokens=tokens,
-            total_tokens=read + tokens,
-            note_tokens_cut=self.encoded.cut,
-            messages_ignored=self.conversation.ignored,
-        )
-
-    @property
-    def notes(self) -> int:
-        return 1 if self.conversation.note else 0
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {
-            "X-Note-Tokens-Cut": str(self.encoded.cut),
-            "X-Messages-Ignored": str(self.conversation.ignored),
-        }
-
-
 def _count_answers(metrics: Metrics, answers: ChatQueue) -> Counter:
     """Add the metrics of answers, and return the one that counts tokens."""
     make: dict[str, Any] = {"namespace": "clinstack", "registry": metrics.registry}
@@ -155,27 +109,27 @@ class _Chat:
         self._answers.check_room()
         with self._queue.using(stack.name):
             encoded = await self._encode(stack, conversation, most)
-            question = _Question(body, stack, conversation, encoded, f"chatcmpl-{uuid4().hex}", int(time.time()))
+            question = Question(body, stack, conversation, encoded, f"chatcmpl-{uuid4().hex}", int(time.time()))
             stream = self._answers.open(
                 DecodingRequest(stack.name, encoded.ids, encoded.ends, decoding, untouched, body.stops)
             )
         try:
-            first = await _next(stream, request, due)
+            first = await next_piece(stream, request, due)
         except BaseException as error:
             stream.close()
-            if isinstance(error, _GoneError):
+            if isinstance(error, GoneError):
                 return Response(status_code=_GONE)
             raise
         if body.stream:
-            return _EventStream(question, stream, first, self._said(question, request))
+            return EventStream(question, stream, first, self._said(question, request))
         try:
-            return await _whole(question, stream, first, request, self._said(question, request))
-        except _GoneError:
+            return await whole(question, stream, first, request, self._said(question, request))
+        except GoneError:
             return Response(status_code=_GONE)
         finally:
             stream.close()
 
-    def _said(self, question: _Question, request: Request) -> Callable[[Usage], None]:
+    def _said(self, question: Question, request: Request) -> Callable[[Usage], None]:
         """Return what tells the audit log and the metrics of an answer at its end."""
 
         def say(usage: Usage) -> None:
@@ -277,109 +231,3 @@ def decoding_of(body: ChatRequest, new_tokens: int) -> DecodingRecipe:
     if not temperature:
         return DecodingRecipe(max_new_tokens=new_tokens)
     return DecodingRecipe(max_new_tokens=new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-
-
-async def _next(stream: AnswerStream, request: Request, due: float | None = None) -> Piece:
-    """Wait for news of an answer, as long as its client waits.
-
-    Raises
-    ------
-    _GoneError
-    DeadlineExceeded
-        If none came until ``due``.
-    """
-    while True:
-        if await request.is_disconnected():
-            raise _GoneError
-        if due is not None and time.monotonic() > due:
-            raise DeadlineExceeded
-        try:
-            async with asyncio.timeout(_LOOK_SECONDS):
-                return await stream.next()
-        except TimeoutError:
-            continue
-        except DecodingError as error:
-            raise ApiError(503, f"The answer was broken off: {error}", retry_after=5) from None
-        except InputError as error:
-            raise ApiError(400, f"model: {error}", param="model") from None
-
-
-async def _whole(
-    question: _Question, stream: AnswerStream, piece: Piece, request: Request, say: Callable[[Usage], None]
-) -> Response:
-    text = [piece.text]
-    while piece.finish is None:
-        piece = await _next(stream, request)
-        text.append(piece.text)
-    usage = question.usage(piece.tokens)
-    say(usage)
-    completion = ChatCompletion(
-        id=question.id,
-        created=question.created,
-        model=question.body.model,
-        system_fingerprint=question.stack.fingerprint,
-        choices=[Choice(message=AnswerMessage(content="".join(text)), finish_reason=piece.finish)],
-        usage=usage,
-    )
-    return Response(completion.model_dump_json(), media_type="application/json", headers=question.headers)
-
-
-class _EventStream(StreamingResponse):
-    """An answer as server-sent events; a client that goes away frees its row at once."""
-
-    def __init__(self, question: _Question, stream: AnswerStream, first: Piece, say: Callable[[Usage], None]) -> None:
-        self._stream = stream
-        # Proxies would collect the pieces otherwise.
-        headers = {**question.headers, "X-Accel-Buffering": "no"}
-        events = _events(question, stream, first, say)
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.close()
-
-
-async def _events(
-    question: _Question, stream: AnswerStream, piece: Piece, say: Callable[[Usage], None]
-) -> AsyncIterator[str]:
-    wants_usage = question.body.stream_options is not None and question.body.stream_options.include_usage
-    chunk = partial(_chunk, question, wants_usage)
-    yield chunk({"role": "assistant", "content": ""}, None, disclaimer=DISCLAIMER)
-    while True:
-        if piece.text:
-            yield chunk({"content": piece.text}, None)
-        if piece.finish is not None:
-            break
-        try:
-            piece = await stream.next()
-        except ClinstackError as error:
-            # The status has been sent; this is how OpenAI's clients learn of a failure.
-            failure = ApiError(503, f"The answer was broken off: {error}")
-            yield f"data: {bytes(failure.response().body).decode()}\n\n"
-            return
-    yield chunk({}, piece.finish)
-    usage = question.usage(piece.tokens)
-    say(usage)
-    if wants_usage:
-        yield chunk(None, None, usage=usage.model_dump())
-    yield "data: [DONE]\n\n"
-
-
-def _chunk(
-    question: _Question, wants_usage: bool, delta: dict[str, str] | None, finish: str | None, **more: Any
-) -> str:
-    """Return one event; without a delta the last one, which has the usage and no choice."""
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
-    event = {
-        "id": question.id,
-        "object": "chat.completion.chunk",
-        "created": question.created,
-        "model": question.body.model,
-        "system_fingerprint": question.stack.fingerprint,
-        "choices": choices,
-        **({"usage": None} if wants_usage else {}),
-        **more,
-    }
-    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
