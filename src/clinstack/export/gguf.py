@@ -30,6 +30,14 @@ _TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """What the converter calls the dtypes."""
 
 
+_REMEDIES = {
+    "pre-tokenizer was not recognized": " llama.cpp knows tokenizers by a list, and this base's is not in it; take a "
+    "base with one that it knows.",
+    "ModuleNotFoundError": " The converter has requirements of its own; llama.cpp's repository lists them.",
+}
+"""What to do about a converter's last words."""
+
+
 def find_converter(given: Path | None) -> Path:
     """Return llama.cpp's converter: the given one, that in the folder ``LLAMA_CPP``, or the one on the PATH.
 
@@ -102,4 +110,5 @@ def _convert(converter: Path, model: Path, out: Path, kind: str) -> None:
     if done.returncode or not out.is_file():
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = said[-1] if said else f"it wrote no {out.name}"
-        raise ClinstackError(f"export: {converter} failed (exit code {done.returncode}): {reason}")
+        remedy = next((text for words, text in _REMEDIES.items() if words in reason), "")
+        raise ClinstackError(f"export: {converter} failed (exit code {done.returncode}): {reason}.{remedy}")

@@ -62,7 +62,7 @@ def write_merged(source: Source, folder: Path, kind: str = "merged") -> Measured
         round_weights(network, getattr(torch, source.dtype))
         expected = plain_outputs(network, rows, padding, is_classifier=is_classifier)
     save_model(network, stack, folder, source.dtype)
-    del network
+    network.to("meta")  # type: ignore[arg-type]  # gives the memory back; its configuration is asked for later
     kind_of_model: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     with quiet():
         model = kind_of_model.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
