@@ -43,7 +43,8 @@ from clinstack.tokens.texts import EncodedTexts, NoteEncoder
 T = TypeVar("T")
 PARTS = "parts"
 _PLAN = "plan.json"
-_GROUP_ROWS = 65_536
+_GROUP_BYTES = 64 << 20
+"""Of the parts that become one group of rows; a part of a task with a thousand codes has that many by itself."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _groups(files: list[Path]) -> Iterator[pa.Table]:
             raise ClinstackError(
                 f"{file} is missing: all processes have to see the Run's folder. Start again on a shared disk."
             ) from None
-        if sum(map(len, waiting)) >= _GROUP_ROWS:
+        if sum(part.nbytes for part in waiting) >= _GROUP_BYTES:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
