@@ -28,6 +28,7 @@ import json
 import os
 import platform
 import random
+import re
 import secrets
 import signal
 import socket
@@ -41,7 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serving_load_clients import LOST, REFUSED, Client, Question, Reply, closed_loop, get, open_loop, scores
+from serving_load_clients import LOST, REFUSED, Client, Question, Reply, closed_loop, open_loop, scores
 from turns import quiet_environment
 
 HERE = Path(__file__).resolve().parent
@@ -114,14 +115,12 @@ class Server:
     """`clinstack serve` as a process."""
 
     def __init__(self, work: Path, plan: Plan) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = 0
         self.token = secrets.token_urlsafe(24)
-        self.state = work / f"state-{self.port}"
+        self.state = work / "state"
         named = [f"--name={folder.name}={folder}" for folder in sorted((work / "stacks").iterdir())]
         limits = {
-            "port": self.port,
+            "port": 0,
             "state": self.state,
             "threads": 1,
             "queue-tokens": plan.queue_tokens,
@@ -131,19 +130,18 @@ class Server:
         }
         command = [sys.executable, "-m", "clinstack", "serve", *named]
         command += [f"--{name}={value}" for name, value in limits.items()]
-        self._log = (work / f"server-{self.port}.log").open("wb+")
+        self._log = (work / "server.log").open("wb+")
         environment = {**quiet_environment(1), "CLINSTACK_TOKEN": self.token}
         self._process = subprocess.Popen(command, cwd=work, env=environment, stdout=self._log, stderr=self._log)
 
     async def ready(self, seconds: float = 120.0) -> None:
-        """Wait until it takes requests."""
+        """Wait until it takes requests; then it prints where."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and self._process.poll() is None:
-            try:
-                if (await get(self.port, self.token, "/readyz"))[0] == 200:
-                    return
-            except (OSError, asyncio.IncompleteReadError):
-                pass  # it does not listen yet
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", Path(self._log.name).read_text(errors="replace"))
+            if found:
+                self.port = int(found[1])
+                return
             await asyncio.sleep(0.1)
         self.fail("did not start")
 
@@ -368,7 +366,7 @@ def report(found: dict[str, Any], plan: Plan) -> dict[str, Any]:
     print(f"| {' | '.join(names)} |")
     print("|---|" + "---:|" * (len(names) - 1))
     print("\n".join(row(part) for part in parts))
-    ratios = {"server_errors": sum(part.count(500, 502, 504) for part in parts[1:])}
+    ratios: dict[str, float] = {"server_errors": sum(part.count(500, 502, 504) for part in parts[1:])}
     result: dict[str, Any] = {"benchmark": "serving_load", "ratios": ratios}
     for part in parts:
         if part.name == "load":

@@ -138,16 +138,6 @@ class Client:
         self._free.clear()
 
 
-async def get(port: int, token: str, path: str) -> tuple[int, bytes]:
-    """Return status and body of what lies at a path."""
-    connection = await Connection.open(port, HOST)
-    try:
-        status, _, body = await connection.ask(f"GET {path}", token)
-        return status, body
-    finally:
-        connection.close()
-
-
 async def closed_loop(
     clients: Sequence[Client], questions: Iterator[Question], texts: Sequence[str], seconds: float
 ) -> list[Reply]:
