@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ from clinstack.model.base import find_base
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe
+from clinstack.recipe.prompt import PromptRecipe
 from clinstack.tasks import Task
+from clinstack.tokens.prompts import Prompt
 from export_checks import plain_logits, run_readme, stack_logits
 from methods import new
 from tiny_encoders import write_encoder
+from tiny_instructions import CHAT_TEMPLATE
 
 Specs = dict[str, list[AdapterRecipe]]
 Perturbed = Callable[..., Stack]
@@ -181,6 +185,36 @@ def test_a_layer_below_the_top_is_a_shorter_model(saved: Saved, tmp_path: Path) 
     for kind in ("fused", "clinical-merged"):
         with pytest.raises(InputError, match="the head reads layer 1"):
             export([folder], kind, tmp_path / kind)
+
+
+# ---------------------------------------------------------------------- language models
+
+
+@pytest.fixture(scope="module")
+def answering(tiny_base: Path, perturbed: Perturbed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stack of two adapters that follows instructions through a chat template."""
+    root = tmp_path_factory.mktemp("answering")
+    base = shutil.copytree(tiny_base, root / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(base)
+    stack = perturbed(Stack.build(str(base), [new("lora"), new("rslora", "instruct")]))
+    stack.prompt = Prompt.of(PromptRecipe(), stack.tokenizer)
+    stack.save(root / "stack")
+    return root / "stack"
+
+
+@pytest.mark.parametrize("kind", ["merged", "fused", "clinical-merged", "peft"])
+def test_an_instruction_stack(answering: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    export([answering], kind, tmp_path / "out")
+    model = run_readme(tmp_path / "out", monkeypatch)
+    assert difference(plain_logits(model, classifier=False), stack_logits(answering)) < 1e-4
+    assert "Through the tokenizer's chat template" in (tmp_path / "out" / "README.md").read_text()
+    if kind == "merged":
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHAT_TEMPLATE
+        assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == [2]
+    if kind == "fused":
+        assert read_json(tmp_path / "out" / "adapter_config.json")["task_type"] == "CAUSAL_LM"
 
 
 # ---------------------------------------------------------------------- encoders

@@ -93,12 +93,19 @@ def write_gguf(source: Source, folder: Path, converter: Path) -> Measured:
     merged = folder / "merged"
     before = write_merged(source, merged, "GGUF file")
     _convert(converter, merged, folder / FILE, _TYPES[source.dtype])
+    found = {}
+    for name, options in {"merged": {}, FILE: {"gguf_file": FILE}}.items():
+        with quiet(), redirect_stderr(StringIO()):  # transformers draws a bar there, whatever it is told
+            model = AutoModelForCausalLM.from_pretrained(
+                folder if options else merged, dtype=torch.float32, local_files_only=True, **options
+            )
+        found[name] = plain_outputs(model, rows, padding, is_classifier=False)
     shutil.rmtree(merged)
-    with quiet(), redirect_stderr(StringIO()):  # transformers draws a bar there, whatever it is told
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, local_files_only=True)
-    found = plain_outputs(model, rows, padding, is_classifier=False)
-    measured = compare(wanted, found, f"{FILE}, opened with transformers,", source.dtype)
-    facts = {"type": _TYPES[source.dtype], "merged_difference": before.difference}
+    what = f"{FILE}, opened with transformers,"
+    # The same numbers, also where they are rounded: converting changes none.
+    conversion = compare(found["merged"], found[FILE], what)
+    measured = compare(wanted, found[FILE], what, source.dtype)
+    facts = {**before.facts, "type": _TYPES[source.dtype], "conversion": conversion.difference}
     return replace(measured, opened_with="transformers, gguf_file", facts=facts)
 
 
