@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from clinstack.evaluate.calibration import apply_calibration, calibration_intervals
 from clinstack.model.stack import Stack
+from clinstack.serve.answers import task_predictions
 from clinstack.serve.shared_base import SharedBase
 from clinstack.tokens.texts import encode_texts
 from tiny_serving import CANARY, MAX_TOKENS, TASKS, client_of, save_stacks, settings_of
@@ -133,6 +134,19 @@ def test_decisions_are_those_of_the_thresholds(client: TestClient, stacks: dict[
         assert all(part["above_threshold"] is None for part in item["tasks"]["length_of_stay"]["classes"])
         assert all(part["threshold"] is None for part in item["tasks"]["raw"]["classes"])
     assert seen == {True, False}
+
+
+def test_of_two_classes_the_difference_of_the_logits_is_decided_on() -> None:
+    chosen = {"threshold": {"rule": "f1", "score": 0.5}}
+    logits = np.array([[3.0, 2.0], [-3.0, -2.0], [0.0, 0.5], [0.0, 0.4]], dtype=np.float32)
+    made = task_predictions(TASKS["mortality"], "sha256:0", chosen, logits, "none", None)
+    assert [item.classes[1].above_threshold for item in made] == [False, True, True, False]
+    assert made[0].classes[1].threshold == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert made[0].classes[0].threshold is None
+    # Where nobody could choose one, nothing is decided.
+    undecided = {"threshold": {"rule": "f1", "score": None}}
+    (item,) = task_predictions(TASKS["mortality"], "sha256:0", undecided, logits[:1], "none", None)
+    assert [part.above_threshold for part in item.classes] == [None, None]
 
 
 def test_many_classes_are_cut_to_the_most_probable(client: TestClient) -> None:

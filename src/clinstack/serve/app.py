@@ -87,7 +87,7 @@ def create_app(
     app.state.gate, app.state.metrics = gate, metrics
     app.include_router(predict_api.router(queue, settings, metrics))
     app.include_router(stacks_api.router(queue, settings))
-    app.include_router(chat_api.router(queue, settings))
+    app.include_router(chat_api.router(queue, settings, metrics))
     _add_health(app, gate, queue)
     _add_metrics(app, metrics)
     public = HEALTH
