@@ -188,6 +188,18 @@ def test_a_stop_ends_the_answer(client: OpenAI, stacks: dict[str, Path]) -> None
         assert (text, reason) == (whole[: whole.index(stop)].rstrip(), "stop")
 
 
+def test_tokens_are_counted_by_model(client: OpenAI, raw: httpx2.Client, url: str) -> None:
+    def counted(kind: str) -> float:
+        text = raw.get(f"{url}/metrics").text
+        assert "clinstack_answers_open 0.0" in text
+        found = re.search(rf'clinstack_answer_tokens_total{{kind="{kind}",model="clinical:base"}} (\S+)', text)
+        return float(found.group(1)) if found else 0.0
+
+    read, written = counted("read"), counted("written")
+    usage: Any = client.chat.completions.create(model="clinical:base", messages=question(), max_tokens=5).usage
+    assert (counted("read") - read, counted("written") - written) == (usage.prompt_tokens, usage.completion_tokens)
+
+
 def test_the_models_are_listed(client: OpenAI) -> None:
     assert {model.id for model in client.models.list()} >= {"plain", "plain:base", "clinical", "alone"}
 
@@ -336,7 +348,9 @@ class Slow:
 
 
 @pytest.fixture
-def slow(stacks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+def slow(
+    stacks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Slow]:
     made: list[ChatQueue] = []
     forward = Lane.forward
 
@@ -352,7 +366,9 @@ def slow(stacks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(chat_api, "ChatQueue", kept)
     monkeypatch.setattr(chat_api, "ChatLimits", lambda: ChatLimits(max_rows=1, max_waiting=1))
     only = {"plain": stacks["plain"]}
-    chosen = settings_of(only, tmp_path, timeout_s=1.0, stacks_root=str(stacks["plain"].parent))
+    chosen = settings_of(
+        only, tmp_path, timeout_s=getattr(request, "param", 30.0), stacks_root=str(stacks["plain"].parent)
+    )
     with served(SharedBase.open(only), chosen) as address:
         yield Slow(address, made[0])
 
@@ -399,6 +415,7 @@ def test_who_goes_away_without_a_stream_too(slow: Slow) -> None:
     assert slow.chat.open_answers == 0
 
 
+@pytest.mark.parametrize("slow", [1.0], indirect=True, ids=["a second"])
 def test_too_many_are_told_to_come_back(slow: Slow) -> None:
     async def ask() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{slow.url}/v1", api_key=TOKEN, max_retries=0) as opened:
