@@ -101,6 +101,11 @@ def test_merged_is_a_plain_classifier(
     assert record["base"]["fingerprint"] == read_json(folder / "stack.json")["base"]["fingerprint"]
 
 
+def test_a_head_alone_says_so(saved: Saved, tmp_path: Path) -> None:
+    export([saved("head")], "merged", tmp_path / "out")
+    assert "the base `tiny` with a trained head" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 def test_problem_types(saved: Saved, tmp_path: Path) -> None:
     export([saved("lora", CODES)], "merged", tmp_path / "codes")
     config = read_json(tmp_path / "codes" / "config.json")
@@ -156,6 +161,8 @@ def test_sixteen_bits(saved: Saved, tmp_path: Path, dtype: str, kind: str) -> No
     done = export([folder], kind, tmp_path / "out").largest
     if kind in ("fused", "peft"):
         assert done.difference <= done.limit == 1e-4  # no weight is rounded
+        text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        assert ("Plain PEFT rounds the head" in text) == (kind == "fused")
         return
     assert done.facts["before_rounding"] <= 1e-4 < done.difference <= done.limit
     weights = load_file(next(tmp_path.glob("out/**/model.safetensors")))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clinstack import __version__
-from clinstack.export.check import Measured
+from clinstack.export.check import ROUNDING, Measured
 from clinstack.export.plain import opening_code, why_not_plain
 from clinstack.export.source import Source, public_name
 from clinstack.model.card import trained_on
@@ -33,7 +33,7 @@ def readme(kind: str, sources: Sequence[Source], measured: Mapping[str, Measured
     parts = [
         f"---\nlibrary_name: {_LIBRARY[kind]}\ntags: [clinstack, clinical]\n---",
         f"# {', '.join(source.label for source in sources)}",
-        _WHAT[kind].format(base=base, stack=" + ".join(_levels(first)) or "a head alone"),
+        _what(kind, first, base),
         *_warnings(sources),
         "## Opening it\n\n" + _opening(kind, sources, measured, base),
         *(_feeding(source, titled=len(sources) > 1) for source in sources),
@@ -61,8 +61,11 @@ _WHAT = {
 }
 
 
-def _levels(source: Source) -> list[str]:
-    return [f"`{adapter.name}` ({adapter.method})" for adapter in source.stack.adapters]
+def _what(kind: str, source: Source, base: str) -> str:
+    levels = [f"`{adapter.name}` ({adapter.method})" for adapter in source.stack.adapters]
+    if not levels:
+        return f"A plain transformers model: the base `{base}` with a trained head, written by `clinstack export`."
+    return _WHAT[kind].format(base=base, stack=" + ".join(levels))
 
 
 def _warnings(sources: Sequence[Source]) -> list[str]:
@@ -118,8 +121,8 @@ def _opening(kind: str, sources: Sequence[Source], measured: Mapping[str, Measur
             )
         return (
             f"With plain PEFT, in this folder; `adapter_config.json` names the base `{base}` as it was called on the "
-            f"machine that wrote it, so change `base_model_name_or_path` where that is another.\n\n{_code(code)}\n\n"
-            f"vLLM takes it with `--max-lora-rank {facts['rank']}`.{filled}"
+            f"machine that wrote it, so change `base_model_name_or_path` where that is another.\n\n{_code(code)}"
+            f"{_head_in(source.dtype, source)}\n\nvLLM takes it with `--max-lora-rank {facts['rank']}`.{filled}"
         )
     if kind == "clinical-merged":
         place = next(iter(measured))
@@ -137,6 +140,7 @@ def _opening(kind: str, sources: Sequence[Source], measured: Mapping[str, Measur
         return (
             "With plain PEFT, in this folder. `base_model_name_or_path` of the adapters is `base`, as seen from here; "
             f"where they stand elsewhere, write the place of the base there.\n\n{_code(code)}{also}"
+            f"{_head_in(source.dtype, source)}"
         )
     obstacle = why_not_plain(source.stack)
     how = "With plain PEFT, in this folder" if obstacle is None else f"With clinstack, for {obstacle}; in this folder"
@@ -211,6 +215,13 @@ def _origin(first: Source, sources: Sequence[Source], base: str) -> list[str]:
     lines = [f"- Base: `{base}`, fingerprint `{first.stack.base.fingerprint}`."]
     lines += [f"- Stack `{source.label}`: stack.json `{source.fingerprint}`." for source in sources]
     return [*lines, f"- clinstack {__version__}; versions of the libraries are in export.json."]
+
+
+def _head_in(dtype: str, source: Source) -> str:
+    """Return what to know of a head on a base of 16 bits."""
+    if dtype not in ROUNDING or source.stack.task is None:
+        return ""
+    return f"\n\nPlain PEFT rounds the head to {dtype} too; what was compared below was computed in float32."
 
 
 def _checked(measured: Mapping[str, Measured], first: Source) -> str:
