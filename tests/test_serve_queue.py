@@ -381,6 +381,38 @@ def test_calls_and_batches_share_the_model() -> None:
     with_queue(test, model=FakeModel(seconds_per_token=1e-4))
 
 
+def test_a_call_may_go_on_while_it_is_owed_time() -> None:
+    """The caller needs 50 ms for its next call, as where the event loop is busy; so one step a call were too few."""
+
+    async def test(queue: RequestQueue, model: FakeModel) -> None:
+        steps, ends = 0, time.monotonic() + 3
+
+        def several() -> None:
+            nonlocal steps
+            while True:
+                time.sleep(0.01)
+                steps += 1
+                if not queue.has_turn():
+                    return
+
+        async def decode() -> None:
+            while time.monotonic() < ends:
+                await queue.call(several)
+                await asyncio.sleep(0.05)
+
+        async def classify(user: int) -> None:
+            while time.monotonic() < ends:
+                await queue.classify([("mortality", note(1))], 60, client=str(user))
+
+        await queue.call(several)
+        assert steps == 1  # nothing else waited
+        await asyncio.gather(decode(), *(classify(user) for user in range(40)))
+        batches = sum(length for batch in model.batches for _, length in batch) * model.seconds_per_token
+        assert 0.25 < 0.01 * steps / (0.01 * steps + batches) < 0.75
+
+    with_queue(test, model=FakeModel(seconds_per_token=1e-4))
+
+
 def test_calls_return_results_and_raise_errors_and_can_be_cancelled() -> None:
     async def test(queue: RequestQueue, model: FakeModel) -> None:
         assert await queue.call(lambda: threading.current_thread().name) == "clinstack-model"

@@ -33,6 +33,8 @@ from clinstack.serve.refusals import DeadlineExceeded, ModelFailed, ShuttingDown
 
 CALL_GAP_SECONDS = 0.003
 """How long calls that are owed time may take to ask for their next turn."""
+CALL_PAUSE_SECONDS = 0.25
+"""Calls that pause no longer than this are taken to want the model all the time; the event loop may be busy."""
 BATCH_SECONDS = 0.5
 """How long a batch should take at most: as long as it runs, nobody else has the model."""
 SMALLEST_BUDGET = 2048
@@ -99,7 +101,7 @@ class ModelThread:
         self._computer = BatchComputer(self.model, self.budget)
         self._owed = 0.0
         """Seconds that batches had more of the model than calls while both wanted it."""
-        self._last_call_ended = float("-inf")
+        self._call_began = self._last_call_ended = float("-inf")
         self._last_batch_ended = float("-inf")
         self._computing: list[Item] = []
         self._thread = threading.Thread(target=self._run, name="clinstack-model", daemon=True)
@@ -202,13 +204,20 @@ class ModelThread:
         return min(self._computer.fits, max(wanted, SMALLEST_BUDGET))
 
     def _run_call(self, call: _Call, *, batches_wait: bool) -> None:
-        began = time.monotonic()
+        self._call_began = time.monotonic()
         self._answer_call(call)
         self._last_call_ended = time.monotonic()
         if batches_wait:
-            self._owed -= self._last_call_ended - began
+            self._owed -= self._last_call_ended - self._call_began
         else:
             self._owed = 0.0
+
+    def has_turn(self) -> bool:
+        """Whether the call that runs now may go on; in the thread only. See `RequestQueue.has_turn`."""
+        with self.lock:
+            others = self._stopping or self._changes or self._calls
+            spent = time.monotonic() - self._call_began
+            return not others and self.waiting.items > 0 and spent < self._owed
 
     def _answer_call(self, call: _Call) -> None:
         if call.answer.done():  # whoever asked has gone away
@@ -241,7 +250,8 @@ class ModelThread:
             self._computing = []
             self.pace.measured(tokens, ended - since, limit)
             # Calls that came meanwhile wanted the model, too.
-            self._owed = self._owed + ended - began if calls_wait or self._calls else 0.0
+            wanted = calls_wait or self._calls or began - self._last_call_ended < CALL_PAUSE_SECONDS
+            self._owed = min(self._owed + ended - began, BATCH_SECONDS) if wanted else 0.0
 
     def _without_late(self, batch: list[Item]) -> tuple[list[Item], list[Request]]:
         """Return what of a batch is to be computed, and requests whose time is over though something still waited."""

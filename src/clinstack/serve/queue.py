@@ -263,6 +263,14 @@ class RequestQueue:
         """
         return await self._called(function, change=False)
 
+    def has_turn(self) -> bool:
+        """Whether what `call` runs now may do more, because notes wait and had more of the model until now.
+
+        For a function that would only be called again: until its caller comes with the next call, the event loop may
+        have the answers of a whole batch to write. To be asked within such a function.
+        """
+        return self._started.thread.has_turn()
+
     async def _called(self, function: Callable[[], Result], *, change: bool) -> Result:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._started.thread.call(function, answer, change=change)
