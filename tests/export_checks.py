@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,48 @@ import pytest
 import torch
 from torch import Tensor
 
+from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
+from clinstack.recipe import AdapterRecipe
+from clinstack.tasks import Task
 
 LENGTHS = (9, 23, 2)
+
+Saved = Callable[..., Path]
+STAY = Task("stay", "multiclass", ("short", "medium", "long"))
+CODES = Task("codes", "multilabel", ("038", "428", "486", "584"))
+TOP = ("clinical-frozen+lora", "clinical-trainable+lora")
+"""Labels of stacks with an adapter on top of another."""
+
+
+def slow(*values: Any) -> list[Any]:
+    """Mark values of a parameter that bring little new."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def saver(
+    base: Path, specs: dict[str, list[AdapterRecipe]], task: Task, perturbed: Callable[..., Stack], root: Path
+) -> Saved:
+    """Return a function that saves a stack once: of a label of Table 3, or of adapters."""
+    made: dict[str, Path] = {}
+
+    def save(label: str, of: Task | None = task, adapters: Any = None, **options: Any) -> Path:
+        key = f"{label} {of and of.name} {options}"
+        if key not in made:
+            made[key] = root / str(len(made))
+            where = options.pop("base", str(base))
+            stack = Stack.build(where, specs[label] if adapters is None else adapters, of, **options)
+            stack.reading = Reading(max_tokens=48, keep="end", suffix=" END")
+            perturbed(stack).save(made[key])
+        return made[key]
+
+    return save
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest, of tensors that have one shape."""
+    assert one.shape == other.shape
+    return float((one - other).abs().max())
 
 
 def padded_rows(vocabulary: int = 300, first: int = 3) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,7 +89,7 @@ def adapter_folders(sources: Sequence[Source]) -> list[str]:
     Raises
     ------
     InputError
-        If two stacks are of the same name.
+        If two stacks are of the same name, or one's is no name of a folder.
     """
     if len(sources) == 1:
         return ["adapter"]
@@ -96,6 +97,9 @@ def adapter_folders(sources: Sequence[Source]) -> list[str]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"export: two of the stacks are called {twice!r}; export one of them at a time.")
+    strange = next((name for name in names if re.fullmatch(r"[\w+-][\w.+-]*", name) is None), None)
+    if strange is not None:
+        raise InputError(f"export: a stack is called {strange!r}, which is no name of a folder; export it alone.")
     return [f"adapters/{name}" for name in names]
 
 
