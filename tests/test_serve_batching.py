@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,8 @@ from clinstack.serve.batching import TURN_TOKENS, Request, WaitingItems
 from clinstack.serve.pace import Pace
 
 
-def put(line: WaitingItems, client: str, *lengths: int, arrived: float = 0.0) -> Request:
-    request = Request(client, 0.0, None, arrived)  # type: ignore[arg-type]  # nobody waits
+def put(line: WaitingItems, client: str, *lengths: int, deadline: float = math.inf) -> Request:
+    request = Request(client, deadline, None, 0.0)  # type: ignore[arg-type]  # nobody waits
     for length in lengths:
         request.add("mortality", [np.zeros(length, dtype=np.int64)], 0)
     line.put(request)
@@ -20,7 +22,7 @@ def put(line: WaitingItems, client: str, *lengths: int, arrived: float = 0.0) ->
 def take_all(line: WaitingItems, budget: int) -> list[list[tuple[str, int]]]:
     batches = []
     while line.items:
-        batches.append([(item.request.client, item.tokens) for item in line.take(budget)])
+        batches.append([(item.request.client, item.tokens) for item in line.take(budget, 0.0)])
     return batches
 
 
@@ -40,12 +42,26 @@ def test_a_client_that_comes_again_and_again_does_not_overtake_for_ever() -> Non
     for turn in range(20):
         for client in range(5):
             put(line, str(client), 100)
-        taken = line.take(500)
+        taken = line.take(500, 0.0)
         if any(item.request is long for item in taken):
             assert turn <= 4000 // TURN_TOKENS
             break
     else:
         pytest.fail("the long note was never taken")
+
+
+def test_a_request_goes_before_all_turns_when_half_of_its_time_is_over() -> None:
+    line = WaitingItems()
+    large = put(line, "large", *[400] * 10, deadline=10.0)
+    for client in range(20):
+        put(line, str(client), 300)
+    assert sum(item.request is large for item in line.take(2000, 4.9)) == 1
+    sooner = put(line, "sooner", 500, deadline=9.0)
+    assert [item.request for item in line.take(2000, 5.1)] == [sooner, large, large, large]
+    assert sum(item.request is large for item in line.take(2500, 5.2)) == 6
+    while line.items:
+        line.take(2000, 6.0)
+    assert line.tokens == line.items == 0
 
 
 def test_the_time_until_a_request_is_done_counts_those_who_come_again() -> None:
@@ -61,12 +77,12 @@ def test_the_time_until_a_request_is_done_counts_those_who_come_again() -> None:
 def test_discarded_requests_leave_the_counts_right() -> None:
     line = WaitingItems()
     first, second = put(line, "a", 100, 200), put(line, "a", 300)
-    assert {item.tokens for item in line.take(100)} == {100}
+    assert {item.tokens for item in line.take(100, 0.0)} == {100}
     line.discard(first)
     line.discard(first)
     assert (line.items, line.tokens) == (1, 300)
     assert line.requests() == [second]
-    assert [item.tokens for item in line.take(1)] == [300]
+    assert [item.tokens for item in line.take(1, 0.0)] == [300]
     assert (line.items, line.tokens) == (0, 0)
 
 

@@ -7,7 +7,8 @@
     client B ── request 3: note note ─────────────┘
 
 Clients take turns by tokens, the requests of a client by notes. So neither a client who sends much nor a request of
-many notes holds up the others for longer than a turn.
+many notes holds up the others for longer than a turn. A request for which half of its time is over goes before all
+turns: it was taken because it could be done in that time, and others came between.
 
 Nothing here knows of threads; `clinstack.serve.model_thread` holds a lock around every call.
 """
@@ -104,6 +105,11 @@ class Request:
         self.unfinished += 1
 
     @property
+    def urgent_from(self) -> float:
+        """When half of its time is over."""
+        return (self.arrived + self.deadline) / 2
+
+    @property
     def waiting_tokens(self) -> int:
         """Tokens of what has not been started."""
         return sum(item.tokens for item in self.waiting)
@@ -191,12 +197,17 @@ class WaitingItems:
         turns = ceil(need / TURN_TOKENS)
         return need + max(others, turns * min(others, TURN_TOKENS * competitors))
 
-    def take(self, budget: int) -> list[Item]:
-        """Take items in turn until the next one would exceed the budget of tokens; at least one where one waits."""
+    def take(self, budget: int, now: float) -> list[Item]:
+        """Take items until the next one would exceed the budget of tokens; at least one where one waits.
+
+        First those of urgent requests, the nearest deadline first, then in turn.
+        """
         batch: list[Item] = []
         filled = 0
+        urgent = sorted((one for one in self.requests() if one.urgent_from <= now), key=lambda one: one.deadline)
+        places = iter([item for request in urgent for item in request.waiting])
         while self._line:
-            item = self._next()
+            item = next(places, None) or self._next()
             if batch and filled + item.tokens > budget:
                 break
             self._take(item)
@@ -218,9 +229,11 @@ class WaitingItems:
             client.at_turn = not client.at_turn
 
     def _take(self, item: Item) -> None:
-        client, request = self._line[0], item.request
+        """Take the first item of a request, which need not be the one whose turn it is; its client pays for it."""
+        request = item.request
+        client = self._clients[request.client]
         request.waiting.popleft()
-        client.requests.popleft()
+        client.requests.remove(request)
         if request.waiting:
             client.requests.append(request)
         client.credit -= item.tokens

@@ -233,7 +233,7 @@ class ModelThread:
         with self.lock:
             calls_wait, limit = bool(self._calls), self._limit()
             since = max(self._last_batch_ended, self.waiting.since)
-            batch, late = self._without_late(self.waiting.take(limit))
+            batch, late = self._without_late(self.waiting.take(limit, time.monotonic()))
             self._computing = batch
         for request in late:
             self._tell(_set_exception, request.answer, DeadlineExceeded())
