@@ -8,7 +8,7 @@ A server of its own on loopback, with five stacks on a random base; clients and 
 ask one task about one note, some all five tasks, some have eight notes. Notes have the lengths of radiology reports
 and discharge summaries, of which the stacks read 512 tokens.
 
-capacity   As many requests a second as 32 clients get answered that ask again as soon as they have an answer.
+capacity   As many requests a second as 16 clients get answered that ask again as soon as they have an answer.
 load       Twice as many a second, at random moments (Poisson), whatever is answered: an open loop. Each client has an
            address of its own, so that the server's turns are between clients.
 end        The same load again; in its middle the server gets SIGTERM. Whatever it had taken must be answered, and what
@@ -54,7 +54,7 @@ TIMES = 2.0
 """Load in parts of capacity."""
 BEFORE_SIGNAL = 0.5
 """Seconds before SIGTERM, by which a request must have been read where it was sent earlier."""
-CLOSED_CLIENTS = 32
+CLOSED_CLIENTS = 16
 
 
 @dataclass(frozen=True)
