@@ -4,9 +4,9 @@
     python benchmarks/serving.py             # more turns, and each other way at its best
 
 A random Llama (hidden 288, 6 layers, vocabulary 32,000) under a clinical LoRA of rank 16, and on that for each of the
-five outcomes a LoRA of rank 16 (query and value) and a head. 160 requests wait (80 with --quick), as many for each
-task, in random order and each with a note of its own: lengths like MIMIC-IV-Note's (radiology about 300 tokens,
-discharge about 2,300, seven to one), cut at 512. Float32, one thread.
+five outcomes a LoRA of rank 16 (query and value) and a head. 160 requests wait, as many for each task (with
+--quick 40, nearly as many), in random order and each with a note of its own: lengths like MIMIC-IV-Note's (radiology
+about 300 tokens, discharge about 2,300, seven to one), cut at 512. Float32, one thread.
 
 separate      five merged models of transformers in memory, one after another, padded batches of 16 in order of arrival
 switching     one base in PEFT, `set_adapter` for each task, the same batches
@@ -44,9 +44,10 @@ from turns import Process, in_turn, paired, quiet_environment
 ARMS = Path(__file__).resolve().parent / "serving_arms.py"
 MODEL = {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768}
 GROUP = BATCH * len(CLASSES)
-"""Requests that have 16 of each task. A turn has one group or two."""
-TURNS, QUICK_TURNS = 5, 2
-GROUPS, QUICK_GROUPS = 2, 1
+"""Requests that have 16 of each task."""
+TURNS, QUICK_TURNS = 5, 4
+BURST, QUICK_BURST = 2 * GROUP, GROUP // 2
+"""Requests of a turn."""
 REFERENCE = "alone"
 OWN = "clinstack"
 NAMES = {"separate": "vs_separate", "switching": "vs_switching", "mixed batch": "vs_mixed_batch"}
@@ -122,11 +123,11 @@ def check(ways: Mapping[str, Process]) -> None:
             sys.exit(f"{name}: its logits differ from each stack's own by {difference:.1e}.")
 
 
-def measure(names: Sequence[str], turns: int, groups: int) -> dict[str, Measured]:
-    """Let the ways take turns, each with so many groups of requests; the order goes round."""
+def measure(names: Sequence[str], turns: int, burst: int) -> dict[str, Measured]:
+    """Let the ways take turns, each with so many requests; the order goes round."""
     with tempfile.TemporaryDirectory() as temporary:
         work, environment = Path(temporary), quiet_environment(1)
-        make = [sys.executable, str(ARMS), "make", str(work), json.dumps(MODEL), str(1 + turns * groups)]
+        make = [sys.executable, str(ARMS), "make", str(work), json.dumps(MODEL), str(1 - (-turns * burst // GROUP))]
         made = subprocess.run(make, capture_output=True, text=True, env=environment)
         if made.returncode:
             sys.exit(f"making base, stacks and requests ended with {made.returncode}: {made.stderr.strip()[-500:]}")
@@ -139,9 +140,9 @@ def measure(names: Sequence[str], turns: int, groups: int) -> dict[str, Measured
             ways.pop(REFERENCE).close()
             measured = {name: Measured(weights[name], []) for name in names}
             for turn in range(turns):
-                first = GROUP * (1 + turn * groups)
+                first = GROUP + turn * burst
                 for name in in_turn(names, turn):
-                    measured[name].turns.append(Turn.of(ask(ways[name], "serve", first, GROUP * groups)))
+                    measured[name].turns.append(Turn.of(ask(ways[name], "serve", first, burst)))
                 print(f"turn {turn + 1} of {turns}", file=sys.stderr)
             return measured
         finally:
@@ -185,12 +186,12 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [name for name in WAYS if name in NAMES or name == OWN or (name in BESIDE and not arguments.quick)]
     turns = arguments.turns or (QUICK_TURNS if arguments.quick else TURNS)
-    groups = QUICK_GROUPS if arguments.quick else GROUPS
+    burst = QUICK_BURST if arguments.quick else BURST
     load = os.getloadavg()[0]
-    measured = measure(names, turns, groups)
+    measured = measure(names, turns, burst)
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, 1 thread; load before {load:.1f}, after "
-        f"{os.getloadavg()[0]:.1f}. Medians of {turns} turns of {GROUP * groups} requests."
+        f"{os.getloadavg()[0]:.1f}. Medians of {turns} turns of {burst} requests."
     )
     print("\n".join(table(measured)))
     print(json.dumps({"benchmark": "serving", "ratios": ratios(measured)}))
