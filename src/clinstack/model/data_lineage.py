@@ -70,7 +70,11 @@ class DataSource:
         what = "data that nothing is known of" if self.source is None else f"`{self.source}`"
         kind = ", synthetic" if self.synthetic else ""
         stage = f" ({self.stage}{kind})" if self.stage else ""
-        may = {True: "may be published", False: "may not be published openly", None: "not known whether it may be published"}
+        may = {
+            True: "may be published",
+            False: "may not be published openly",
+            None: "not known whether it may be published",
+        }
         return f"{what}{stage}: {may[self.openly_publishable]}"
 
 

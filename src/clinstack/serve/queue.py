@@ -347,11 +347,3 @@ class RequestQueue:
             self._idle.set()
         else:
             self._idle.clear()
-
-
-_REASONS = {
-    QueueFull: "full",
-    RequestTooLarge: "too_large",
-    DeadlineExceeded: "deadline",
-    ShuttingDown: "shutting_down",
-}
