@@ -19,8 +19,8 @@ help: ## list the targets
 demo: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.installed-demo) ## the two-step pipeline on the embedded model and a synthetic cohort
 	$(BIN)/clinstack demo $(ARGS)
 
-test: $(VENV)/.installed ## the quick tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed ## the quick tests, a process for each core, at most four
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-all: $(VENV)/.installed ## all tests, minutes long ones too
 	$(BIN)/python -m pytest $(ARGS)

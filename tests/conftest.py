@@ -8,6 +8,10 @@ import os
 # inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Lines of output are as wide however long the paths of temporary folders are.
+os.environ["COLUMNS"] = "160"
+# Tests run beside each other: a second thread of each would wait for cores that the others have.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import socket
 from collections.abc import Callable, Iterator

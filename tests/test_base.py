@@ -7,12 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 from clinstack.errors import InputError
 from clinstack.model.base import backbone, find_base, load_network, load_tokenizer
@@ -181,3 +182,15 @@ def test_stories260k_loads_and_tells_its_golden_beginning(shared: Path) -> None:
     tokens = torch.tensor([[tokenizer.bos_token_id]])
     tokens = network.generate(tokens, do_sample=False, use_cache=True, max_new_tokens=55)
     assert tokenizer.decode(tokens[0], skip_special_tokens=True).strip().startswith(golden)
+
+
+def test_threads_that_load_at_once_leave_nothing_behind() -> None:
+    """transformers replaces functions of its classes while it loads; a server adds stacks from several threads."""
+    tie_weights = PreTrainedModel.tie_weights
+    base = find_base("embedded")
+    with ThreadPoolExecutor(4) as pool:
+        loaded = [pool.submit(load_network, base, classes=None, dtype="float32", seed=0) for _ in range(12)]
+        networks = [one.result() for one in loaded]
+    assert PreTrainedModel.tie_weights is tie_weights
+    for network in networks:
+        assert network.get_output_embeddings().weight is network.get_input_embeddings().weight

@@ -371,7 +371,12 @@ def test_the_token_is_shown_on_a_terminal_and_once(stacks: Path, tmp_path: Path)
     assert str(tmp_path / "token") in again.replace("\n", "")
 
 
-def test_the_log_has_no_messages_of_exceptions(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_no_messages_of_exceptions(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server that another test started in this process may have given uvicorn handlers of its own.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:

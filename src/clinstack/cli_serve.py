@@ -168,6 +168,9 @@ def show_start(settings: ServeSettings, started: Started, console: Console) -> N
     shows_token = started.new_token is not None and console.is_terminal  # a log is no place for it
     facts = Table.grid(padding=(0, 3), pad_edge=False)
     facts.add_row("base", f"{escape(started.shared.base.name)} on {started.shared.device}, {memory()}")
+    folded = started.shared.folded
+    if folded:
+        facts.add_row("folded in", f"{folded} adapter{'s' * (folded > 1)} that stacks share, added to the base once")
     facts.add_row("audit log", escape(str(settings.state / AUDIT_FILE)))
     if started.token_file is not None:
         facts.add_row("token", escape(str(started.token_file)))

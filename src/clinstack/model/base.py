@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,11 @@ CONVERSION = (
     "s.save_file({k: v.clone() for k, v in w.items()}, 'model.safetensors', {'format': 'pt'})\""
 )
 """Turns pickled weights into safetensors; ``weights_only`` lets the pickle build tensors and nothing else."""
+
+
+_LOADING = threading.Lock()
+"""While transformers loads a network it replaces functions of its classes for everyone, and puts them back at the end:
+two threads at once would leave them replaced, and tied weights untied."""
 
 
 @dataclass(frozen=True)
@@ -214,18 +220,8 @@ def load_network(
     quantization = quantization_config(quantize, dtype, kept)
     if quantization is not None:
         options["quantization_config"] = quantization
-    before = transformers_logging.get_verbosity()
-    # Its "newly initialized" notice about the head would be the only thing it says, and is expected.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(base.folder, config=config, **options)
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        raise InputError(f"base: {base.name}: {str(error).strip().splitlines()[0]}") from None
-    finally:
-        transformers_logging.set_verbosity(before)
-    network, loading = loaded
+    with _LOADING:
+        network, loading = _from_pretrained(base, classes, config, options)
     compute_alike_in_training_and_evaluation(network)
     if family is None:
         network.config.use_cache = False
@@ -237,6 +233,24 @@ def load_network(
         _drop_out_in_head(network)
     _refuse_random_weights(base, loading, network, is_classifier=classes is not None)
     return network
+
+
+def _from_pretrained(
+    base: Base, classes: int | None, config: PreTrainedConfig, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a network quietly, and return what transformers says of the weights with it."""
+    before = transformers_logging.get_verbosity()
+    # Its "newly initialized" notice about the head would be the only thing it says, and is expected.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        kind: Any = AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(base.folder, config=config, **options)
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        raise InputError(f"base: {base.name}: {str(error).strip().splitlines()[0]}") from None
+    finally:
+        transformers_logging.set_verbosity(before)
+    return loaded
 
 
 def refuse_without_head(base: Base, network: PreTrainedModel) -> None:

@@ -202,7 +202,21 @@ class ChatQueue:
     def _step(
         self, arrived: Sequence[AnswerStream], closed: Sequence[AnswerStream]
     ) -> list[tuple[AnswerStream, Piece | ClinstackError]]:
-        """Compute one step, and return the news of each stream; in the model's thread."""
+        """Compute a step, and more while classification has had more of the model; return the news of each stream.
+
+        In the model's thread. Several in one call, for the event loop is late with the next one when it has just
+        answered a whole batch of notes.
+        """
+        news = self._begin_and_end(arrived, closed)
+        while True:
+            news += self._decode()
+            if not self._of_answer or not self._queue.has_turn():
+                return news
+
+    def _begin_and_end(
+        self, arrived: Sequence[AnswerStream], closed: Sequence[AnswerStream]
+    ) -> list[tuple[AnswerStream, Piece | ClinstackError]]:
+        """Begin the answers of new streams and cancel those of closed ones; return what is refused."""
         news: list[tuple[AnswerStream, Piece | ClinstackError]] = []
         for stream in arrived:
             try:
@@ -215,6 +229,11 @@ class ChatQueue:
             if stream.answer is not None:
                 self._decoder.cancel(stream.answer)
                 self._of_answer.pop(stream.answer, None)
+        return news
+
+    def _decode(self) -> list[tuple[AnswerStream, Piece | ClinstackError]]:
+        """Compute one step of all answers."""
+        news: list[tuple[AnswerStream, Piece | ClinstackError]] = []
         for answer in self._decoder.step():
             found = self._of_answer.get(answer)
             if found is None:

@@ -137,6 +137,11 @@ class SharedBase:
         return self.base.fingerprint
 
     @property
+    def folded(self) -> int:
+        """How many adapters, common to stacks, are in the base's weights."""
+        return len(self._folded) if self._network is not None else 0
+
+    @property
     def network(self) -> PreTrainedModel:
         """The network that stacks share: a causal language model where any of them is one, else one with a head."""
         return self._shared(causal=False).network
@@ -195,7 +200,7 @@ class SharedBase:
                 reason = self._share(served, ready)
             if reason:
                 self.own_copies[name] = own_copy or OwnCopy(stack.folder, str(self.base.folder), self.device)
-                self.notes.append(f"{name}: it has a base of its own in memory, because {reason}.")
+                self.notes.append(f"{name}: it has a base of its own in memory: {reason}.")
             self.stacks[name] = replace(served, own_copy=bool(reason))
         except Exception:
             self._forget(name)
