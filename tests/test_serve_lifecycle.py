@@ -377,6 +377,8 @@ def test_the_log_has_no_messages_of_exceptions(
     # A server that another test started in this process may have given uvicorn handlers of its own.
     monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "propagate", True)
+    # Whose handler comes first, and writes the message.
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [logging.StreamHandler(io.StringIO())])
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:

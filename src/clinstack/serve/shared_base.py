@@ -200,7 +200,7 @@ class SharedBase:
                 reason = self._share(served, ready)
             if reason:
                 self.own_copies[name] = own_copy or OwnCopy(stack.folder, str(self.base.folder), self.device)
-                self.notes.append(f"{name}: it has a base of its own in memory: {reason}.")
+                self.notes.append(f"{name}: it has a base of its own in memory ({reason}).")
             self.stacks[name] = replace(served, own_copy=bool(reason))
         except Exception:
             self._forget(name)
