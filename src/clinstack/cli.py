@@ -52,7 +52,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Adapter stacks for clinical language models: prepare, pretrain, finetune, evaluate, report.",
+    help="Adapter stacks for clinical language models: prepare, train, measure, report, export, serve.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
