@@ -202,3 +202,17 @@ def trained(
         return made[spec]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(
+    tiny_base: Path,
+    table3: dict[str, list[AdapterRecipe]],
+    mortality: Task,
+    perturbed: Callable[..., Stack],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Saves a stack once for each label, for tests of exports; see `export_checks.saver`."""
+    from export_checks import saver
+
+    return saver(tiny_base, table3, mortality, perturbed, tmp_path_factory.mktemp("stacks"))

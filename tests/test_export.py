@@ -19,25 +19,13 @@ from clinstack.files import read_json, sha256_file
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe
 from clinstack.recipe.prompt import PromptRecipe
-from clinstack.tasks import Task
 from clinstack.tokens.prompts import Prompt
-from export_checks import CODES, STAY, TOP, Saved, difference, plain_logits, run_readme, saver, slow, stack_logits
+from export_checks import CODES, STAY, TOP, Saved, difference, plain_logits, run_readme, slow, stack_logits
 from methods import new
 from tiny_encoders import write_encoder
 from tiny_instructions import CHAT_TEMPLATE
 
 Perturbed = Callable[..., Stack]
-
-
-@pytest.fixture(scope="module")
-def saved(
-    tiny_base: Path,
-    table3: dict[str, list[AdapterRecipe]],
-    mortality: Task,
-    perturbed: Perturbed,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Saved:
-    return saver(tiny_base, table3, mortality, perturbed, tmp_path_factory.mktemp("stacks"))
 
 
 # ---------------------------------------------------------------------- merged

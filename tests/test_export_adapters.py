@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,9 @@ from clinstack.export.export import export
 from clinstack.export.fused import RANKS, filled_rank
 from clinstack.files import read_json
 from clinstack.model.stack import Stack
-from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
-from export_checks import CODES, STAY, TOP, Saved, difference, plain_logits, run_readme, saver, slow, stack_logits
+from export_checks import CODES, STAY, TOP, Saved, difference, plain_logits, run_readme, slow, stack_logits
 from methods import new
-
-Perturbed = Callable[..., Stack]
-
-
-@pytest.fixture(scope="module")
-def saved(
-    tiny_base: Path,
-    table3: dict[str, list[AdapterRecipe]],
-    mortality: Task,
-    perturbed: Perturbed,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Saved:
-    return saver(tiny_base, table3, mortality, perturbed, tmp_path_factory.mktemp("stacks"))
-
 
 # ---------------------------------------------------------------------- fused
 

@@ -20,23 +20,7 @@ from clinstack.export.export import Exported, export
 from clinstack.files import read_json, sha256_file
 from clinstack.model.base import find_base
 from clinstack.model.stack import Stack
-from clinstack.recipe import AdapterRecipe
-from clinstack.tasks import Task
-from export_checks import Saved, saver, slow
-
-Perturbed = Callable[..., Stack]
-
-
-@pytest.fixture(scope="module")
-def saved(
-    tiny_base: Path,
-    table3: dict[str, list[AdapterRecipe]],
-    mortality: Task,
-    perturbed: Perturbed,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Saved:
-    return saver(tiny_base, table3, mortality, perturbed, tmp_path_factory.mktemp("stacks"))
-
+from export_checks import Saved, slow
 
 # ---------------------------------------------------------------------- refusals, failures, kills
 

@@ -24,6 +24,7 @@ from clinstack import (
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
 from clinstack.cli_chat import chat_command
+from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
 from clinstack.cli_serve import serve_command
 from clinstack.cli_synthesize import synthesize_app
@@ -99,57 +100,6 @@ def show_run(run: Run, as_json: bool) -> None:
     for name, value in run_figures(metrics).items():
         console.print(f"  {name}: {value}")
     console.print(f"[bold]{escape(str(run.folder))}[/] is done.")
-
-
-def run_figures(metrics: dict[str, Any]) -> dict[str, str]:
-    """Return the figures of a Run that a person wants first, with their intervals."""
-    splits = {name: metrics[name] for name in ("train", "validation", "test") if isinstance(metrics.get(name), dict)}
-    result = {}
-    for split, figures in splits.items():
-        chosen = {name: figures[name]["perplexity"] for name in ("base", "adapted") if name in figures}
-        if "primary" in figures:
-            chosen = {figures["primary"]: figures[figures["primary"]], "auprc": figures["auprc"]}
-        if "token_f1" in figures:
-            chosen = {name: figures[name] for name in _OF_ANSWERS if name in figures}
-        for name, figure in chosen.items():
-            kind = "perplexity, " if name in {"base", "adapted"} else ""
-            result[f"{split} {kind}{name}"] = _figure(figure, "")
-        result |= {f"{split} {name}": value for name, value in _decision_figures(figures).items()}
-        for item in figures.get("differences", []):
-            task = f", {item['task']}" if "token_f1" in figures and item["task"] != "all" else ""
-            result[f"{split} difference, {item['metric']}{task}"] = _figure(item, "+")
-    if "judge" in metrics:
-        from clinstack.report.judged import judge_figures
-
-        result |= judge_figures(metrics)
-    return result
-
-
-_OF_ANSWERS = ("token_f1", "exact_match", "rougeL", "grounding", "refusal_sensitivity", "refusal_specificity")
-
-
-def _decision_figures(figures: dict[str, Any]) -> dict[str, str]:
-    """Return F1 and how far probabilities are from what happens, where they were measured."""
-    result = {}
-    decided = figures.get("threshold")
-    if decided is not None:
-        name = "F1" if figures["task"]["kind"] == "binary" else "macro F1"
-        chosen = f" at the threshold of {decided['chosen_on']}" if "chosen_on" in decided else ""
-        result[name + chosen] = _figure(decided["f1"], "")
-    for method, fit in figures.get("calibration", {}).items():
-        error = _figure(fit["ece"], "")
-        result["calibration error"] = error if method == "none" else f"{result['calibration error']}; {method} {error}"
-    return result
-
-
-def _figure(figure: dict[str, Any], sign: str) -> str:
-    """Write a value and its interval; either is None where the data cannot tell."""
-    if figure["value"] is None:
-        return "unknown"
-    if figure["interval"] is None:
-        return f"{figure['value']:{sign}.3f}"
-    low, high = figure["interval"]
-    return f"{figure['value']:{sign}.3f}  [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 @app.command()
@@ -260,7 +210,6 @@ def predict(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = F
     """Score every row of a table with a saved classifier: streamed, resumable, on many devices."""
     recipe = read_recipe(arguments, "predict")
     from clinstack.stages.predict import predict as stage
-    from clinstack.stages.predict import prediction_lines
 
     run = stage(recipe, fresh=fresh)  # type: ignore[arg-type]  # read_recipe checked the stage
     if run.writes and not as_json:

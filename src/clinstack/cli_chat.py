@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from clinstack.errors import InputError
-from clinstack.files import read_json
 
 if TYPE_CHECKING:
     from clinstack.model.stack import Stack
@@ -70,13 +69,12 @@ def _load(folder: Path | None, base: str | None) -> Stack:
 
 def banner(model: Stack, folder: Path | None) -> list[str]:
     """Return what stands at the head of a session: what answers, and that it is no medical device."""
+    from clinstack.model.lineage import is_trained_on_synthetic, stack_folder
     from clinstack.serve.schemas import DISCLAIMER
 
     lines = [f"[yellow]{DISCLAIMER}[/]"]
-    if folder is not None:
-        run = folder / "run.json"
-        if run.is_file() and read_json(run).get("synthetic"):
-            lines.append("[yellow]Trained on synthetic data: what it says means nothing about medicine.[/]")
+    if folder is not None and is_trained_on_synthetic(stack_folder(folder)):
+        lines.append("[yellow]Trained on synthetic data: what it says means nothing about medicine.[/]")
     label = "untouched base" if not model.adapters else model.label
     lines.append(f"[bold]{escape(label)}[/] on {escape(model.base.name)}, {model.base.fingerprint[:19]}")
     return lines

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from clinstack.engine.distributed import world
 from clinstack.engine.losses import encode_labels
-from clinstack.engine.pieces import Lengths, piece_features, pool_pieces, reads_flat
+from clinstack.engine.pieces import Lengths, note_logits, pool_pieces, reads_flat
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
 from clinstack.notes.read import Examples
 from clinstack.recipe import TrainingRecipe
 from clinstack.tasks import Task
-from clinstack.tokens.documents import Tokens
 from clinstack.tokens.texts import EncodedTexts, encode_texts
 
 _encoded_last: tuple[Hashable, dict[str, EncodedTexts]] | None = None
@@ -37,7 +36,6 @@ class EncodedExamples:
         self.features: Tensor | None = None
         self._stack = stack
         self._counts = np.bincount(self.encoded.owners, minlength=len(examples.texts))
-        self._first = np.cumsum(self._counts) - self._counts
         self._lengths = Lengths([len(piece) for piece in self.encoded.pieces], self._counts, flat=reads_flat(stack))
 
     def __len__(self) -> int:
@@ -58,19 +56,11 @@ class EncodedExamples:
 
     def logits(self, batch: Sequence[int]) -> Tensor:
         """Return the stack's logits for some examples, shape [examples, classes]."""
-        head = self._stack.head
         if self.features is not None:
-            chosen: Tensor = head(self.features[torch.tensor(batch)])
+            chosen: Tensor = self._stack.head(self.features[torch.tensor(batch)])
             return chosen
-        counts = self._counts[batch].tolist()
-        pieces: list[Tokens] = [
-            self.encoded.pieces[first + place]
-            for first, count in zip(self._first[batch].tolist(), counts, strict=True)
-            for place in range(count)
-        ]
-        features = piece_features(self._stack, pieces)
-        logits: Tensor = head(pool_pieces(features, counts, self._stack.reading.chunk_pooling))
-        return logits
+        places, counts = self._lengths.pieces_of(batch)
+        return note_logits(self._stack, [self.encoded.pieces[place] for place in places], counts)
 
     def all_logits(self, batch_size: int, description: str | None = None) -> NDArray[np.float32]:
         """Return the logits of all examples in order, shape [examples, classes]."""

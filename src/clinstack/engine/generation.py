@@ -111,7 +111,7 @@ def generate(
     """
     _refuse(stack, prompts, settings)
     ends = _end_tokens(stack) if ends is None else list(ends)
-    by_key = {_key(prompt): list(prompt) for prompt in prompts}
+    by_key = {prompt_key(prompt): list(prompt) for prompt in prompts}
     done = {} if kept is None else _read_kept(kept)
     found = {key: done[key] for key in by_key if key in done}
     # By length and then by key: the batches are the same after a kill, so a start that goes on pads as one that did
@@ -144,7 +144,7 @@ def generate(
                 found |= new
                 waiting = waiting[len(chosen) :]
                 bar.advance(sum(answer.tokens for answer in answers), steps=len(chosen))
-    return [found[_key(prompt)] for prompt in prompts]
+    return [found[prompt_key(prompt)] for prompt in prompts]
 
 
 def readable_tokens(stack: Stack) -> int | None:
@@ -245,8 +245,8 @@ def _answer(
 
 
 def _virtual_tokens(stack: Stack) -> VirtualTokens | None:
-    found = (stack.placed(adapter.name) for adapter in stack.adapters)
-    return next((one for one in found if isinstance(one, VirtualTokens) and not one.is_off), None)
+    virtual = stack.virtual_tokens
+    return None if virtual is None or virtual.is_off else virtual
 
 
 def _with_virtual_tokens(stack: Stack, ids: Tensor, mask: Tensor, beams: int) -> tuple[dict[str, Any], int]:
@@ -303,7 +303,8 @@ class GumbelNoise(LogitsProcessor):
 # ---------------------------------------------------------------------- what a killed start leaves
 
 
-def _key(prompt: Sequence[int]) -> str:
+def prompt_key(prompt: Sequence[int]) -> str:
+    """Return a hash of a prompt's tokens: what a draw's noise and a kept answer go by."""
     return hashlib.sha256(" ".join(map(str, prompt)).encode()).hexdigest()
 
 

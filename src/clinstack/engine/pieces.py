@@ -96,6 +96,20 @@ def pool_pieces(features: Tensor, counts: Sequence[int], kind: str) -> Tensor:
     return pooled
 
 
+def note_logits(stack: Stack, pieces: Sequence[Tokens], counts: Sequence[int]) -> Tensor:
+    """Return a stack's logits of notes, shape [notes, classes].
+
+    Parameters
+    ----------
+    pieces : sequence of int64 arrays
+        Of all notes; those of a note stand together.
+    counts : sequence of int
+        Pieces of each note, at least 1.
+    """
+    logits: Tensor = stack.head(pool_pieces(piece_features(stack, pieces), counts, stack.reading.chunk_pooling))
+    return logits
+
+
 class Lengths:
     """How long notes are in tokens, and which of them to compute together.
 
@@ -113,7 +127,7 @@ class Lengths:
         first = np.cumsum(counts) - counts
         lengths = np.array(pieces, dtype=np.int64)
         self._flat = flat
-        self._counts = counts
+        self._counts, self._first = counts, first
         self.tokens: NDArray[np.int64] = np.add.reduceat(lengths, first) if len(first) else lengths
         self.longest: NDArray[np.int64] = np.maximum.reduceat(lengths, first) if len(first) else lengths
 
@@ -129,6 +143,16 @@ class Lengths:
         random = np.random.default_rng([seed, epoch])
         order = random.permutation(len(self.tokens))
         return by_length(self.longest, budget, order, pieces=self._counts).turned(random)
+
+    def pieces_of(self, notes: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return the places of some notes' pieces, one note after another, and how many pieces each of them has."""
+        counts: list[int] = self._counts[notes].tolist()
+        places = [
+            first + place
+            for first, count in zip(self._first[notes].tolist(), counts, strict=True)
+            for place in range(count)
+        ]
+        return places, counts
 
     def measuring_batches(self, batch_size: int) -> Sequence[list[int]]:
         """Return batches for one pass over all notes, the longest first."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clinstack.engine.pieces import Lengths, piece_features, pool_pieces, reads_flat
+from clinstack.engine.pieces import Lengths, note_logits, reads_flat
 from clinstack.model.stack import Stack
 from clinstack.tokens.texts import EncodedTexts
 
@@ -41,20 +41,13 @@ def encoded_logits(stack: Stack, encoded: EncodedTexts, notes: int, batch_size: 
     if not notes:
         return np.zeros((0, classes), dtype=np.float32)
     counts = np.bincount(encoded.owners, minlength=notes)
-    first = np.cumsum(counts) - counts
     lengths = Lengths([len(piece) for piece in encoded.pieces], counts, flat=reads_flat(stack))
     batches = lengths.measuring_batches(batch_size)
     found = []
     with torch.inference_mode():
         for batch in batches:
-            pieces = [
-                encoded.pieces[at + place]
-                for at, count in zip(first[batch].tolist(), counts[batch].tolist(), strict=True)
-                for place in range(count)
-            ]
-            features = piece_features(stack, pieces)
-            pooled = pool_pieces(features, counts[batch].tolist(), stack.reading.chunk_pooling)
-            found.append(stack.head(pooled).float())
+            places, of_each = lengths.pieces_of(batch)
+            found.append(note_logits(stack, [encoded.pieces[place] for place in places], of_each).float())
         # Fetched once: asking for each batch would let a GPU wait.
         scores: NDArray[np.float32] = torch.cat(found).cpu().numpy()
     logits = np.empty((notes, classes), dtype=np.float32)

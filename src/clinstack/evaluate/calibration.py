@@ -6,7 +6,7 @@ it is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -133,6 +133,22 @@ def _mapped(task: Task, logits: FloatArray, calibration: dict[str, Any], name: s
         np.interp(scores[:, column], function["scores"], function[name]) for column, function in enumerate(functions)
     ]
     return np.stack(columns, axis=1)
+
+
+def chosen_method(calibration: Mapping[str, Any] | None, asked: Method | None) -> Method | None:
+    """Return the method to use; None where the one that was asked for has no fit.
+
+    Parameters
+    ----------
+    calibration : mapping or None
+        As a stack keeps it.
+    asked : {"none", "temperature", "isotonic"} or None
+        None: isotonic where there is a fit, else none.
+    """
+    fitted = {name for name in ("isotonic", "temperature") if calibration and calibration.get(name) is not None}
+    if asked is None:
+        return "isotonic" if "isotonic" in fitted else "none"
+    return asked if asked == "none" or asked in fitted else None
 
 
 def _probabilities(task: Task, logits: FloatArray) -> FloatArray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinstack.files import read_json, sha256_file
+from clinstack.files import sha256_file
 from clinstack.model.base import EMBEDDED_FOLDERS, Base
-from clinstack.model.lineage import read_stack_record, stack_folder
+from clinstack.model.lineage import is_trained_on_synthetic, read_stack_record, stack_folder
 from clinstack.model.stack import Stack
 
 
@@ -73,9 +73,7 @@ def open_source(path: Path, base: str | None = None) -> Source:
     stack = Stack.load(folder, base, quantize="none")
     # Rounded to the stack's dtype first, as the stack has it, and then computed in float32.
     stack.network.float()
-    run = folder.parent / "run.json"
-    synthetic = bool(read_json(run).get("synthetic")) if run.is_file() else None
-    return Source(folder, record, sha256_file(folder / "stack.json"), stack, synthetic)
+    return Source(folder, record, sha256_file(folder / "stack.json"), stack, is_trained_on_synthetic(folder))
 
 
 def public_name(base: Base) -> str:

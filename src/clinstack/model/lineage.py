@@ -128,6 +128,19 @@ def stack_folder(path: Path) -> Path:
     raise InputError(f"{path} is neither a Run nor a Stack (it has no run.json and no stack.json).")
 
 
+def run_record(stack: Path) -> dict[str, Any]:
+    """Return the ``run.json`` of the Run that a Stack lies in; empty where it lies in none."""
+    file = stack.parent / "run.json"
+    record = read_json(file) if stack.name == "stack" and file.is_file() else {}
+    return record if isinstance(record, dict) else {}
+
+
+def is_trained_on_synthetic(stack: Path) -> bool | None:
+    """Whether the Run that a Stack lies in says that its patients were invented; None where nobody says."""
+    said = run_record(stack).get("synthetic")
+    return said if isinstance(said, bool) else None
+
+
 def find_adapter_folder(path: Path, key: str) -> Path:
     """Return the folder that a recipe's ``path`` names: a Run, a Stack with one adapter, or the folder itself."""
     if (path / CONFIG_FILE).is_file() or is_model_folder(path):

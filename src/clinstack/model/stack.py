@@ -238,13 +238,14 @@ class Stack(TrainingHooks):
         return next((adapter.peft_model for adapter in found), None)
 
     @property
-    def _virtual(self) -> VirtualTokens | None:
+    def virtual_tokens(self) -> VirtualTokens | None:
+        """What stands before each text; None without a prefix, a prompt or P-tuning."""
         return next((adapter for adapter in self._placed if isinstance(adapter, VirtualTokens)), None)
 
     @property
     def can_pack(self) -> bool:
         """Whether a row may hold several documents: not with virtual tokens, which only the first would follow."""
-        return self._virtual is None
+        return self.virtual_tokens is None
 
     @property
     def head(self) -> nn.Linear:
@@ -370,7 +371,7 @@ class Stack(TrainingHooks):
         """
         if attention_mask is not None and attention_mask.dim() == 2 and position_ids is None:
             position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        virtual = self._virtual
+        virtual = self.virtual_tokens
         if virtual is not None and not virtual.is_off:
             return virtual.hidden_states(input_ids, attention_mask, position_ids)
         if attention_mask is None and position_ids is not None and attends_by_document(self.network):
@@ -416,7 +417,7 @@ class Stack(TrainingHooks):
         InputError
             If a method or the base cannot.
         """
-        virtual = self._virtual
+        virtual = self.virtual_tokens
         if virtual is not None and virtual.method == "prefix":
             raise InputError(
                 f"training.gradient_checkpointing: the prefix of {virtual.name!r} lies in the cache of keys and "

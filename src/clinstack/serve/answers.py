@@ -13,22 +13,6 @@ from clinstack.serve.schemas import ClassScore, TaskPrediction
 from clinstack.tasks import Task
 
 
-def calibration_method(calibration: Mapping[str, Any] | None, asked: Method | None) -> Method | None:
-    """Return the method to use; None where the one that was asked for has no fit in this stack.
-
-    Parameters
-    ----------
-    calibration : mapping or None
-        A stack's ``calibration.json``.
-    asked : str or None
-        None: isotonic where there is a fit.
-    """
-    fitted = {name for name in ("isotonic", "temperature") if calibration and calibration.get(name) is not None}
-    if asked is None:
-        return "isotonic" if "isotonic" in fitted else "none"
-    return asked if asked == "none" or asked in fitted else None
-
-
 def thresholds(task: Task, calibration: Mapping[str, Any] | None) -> list[float | None]:
     """Return each class's threshold on its score: a logit, or of two classes the second's less the first's.
 
@@ -72,7 +56,7 @@ def task_predictions(
         A stack's ``calibration.json``.
     logits : float32 array [notes, classes]
     method : {"none", "temperature", "isotonic"}
-        As `calibration_method` returned it.
+        As `clinstack.evaluate.calibration.chosen_method` returned it.
     top : int or None
         Of a multilabel task, so many classes of a note, the most probable first; all in the task's order when None.
     """

@@ -15,7 +15,6 @@ a row comes from the seed and a hash of its prompt.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
-from clinstack.engine.generation import GumbelNoise
+from clinstack.engine.generation import GumbelNoise, prompt_key
 from clinstack.engine.guards import is_out_of_memory
 from clinstack.errors import InputError
 from clinstack.recipe.generate import DecodingRecipe
@@ -132,8 +131,7 @@ def _processors(request: DecodingRequest) -> LogitsProcessorList | None:
     processors = LogitsProcessorList([TemperatureLogitsWarper(settings.temperature)])
     if settings.top_p < 1:
         processors.append(TopPLogitsWarper(settings.top_p))
-    key = hashlib.sha256(" ".join(map(str, request.prompt)).encode()).hexdigest()
-    processors.append(GumbelNoise(settings.seed, [key]))
+    processors.append(GumbelNoise(settings.seed, [prompt_key(request.prompt)]))
     return processors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +137,16 @@ def _described(path: Path) -> Found:
             f"{path} is a language model that was not tuned on instructions: there is nothing to ask it. "
             "Serve what `clinstack finetune` or `clinstack instruct` made of it."
         )
-    adapters = [item["name"] for item in record.get("adapters", [])]
-    label = run.get("label") or "+".join(adapters) or "head"
+    label = label_of(run, record)
     if record.get("task") is not None:
         return Found(path, str(record["task"]["name"]), label)
     folder = stack.resolve().parent if stack.name == "stack" else stack.resolve()
     return Found(path, re.sub(r"[^A-Za-z0-9._+@-]+", "-", folder.name).strip("-._+@") or "instructions", label)
+
+
+def label_of(run: Mapping[str, Any], stack: Mapping[str, Any]) -> str:
+    """Return what a stack's adapters are called: by its Run, else by their own names."""
+    return run.get("label") or "+".join(item["name"] for item in stack.get("adapters", [])) or "head"
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class StackLanes:
             )
         stack.eval()
         self.stack = stack
-        self._whole = Lane(stack.network, stack.tokenizer, self._as_it_is, _virtual_tokens(stack))
+        self._whole = Lane(stack.network, stack.tokenizer, self._as_it_is, stack.virtual_tokens)
         self._untouched: Lane | None = None
 
     def lane(self, stack: str, untouched: bool) -> Lane:
@@ -219,11 +219,6 @@ class StackLanes:
     def _as_it_is(self, names: Sequence[str | None]) -> Iterator[None]:
         with forward_precision(self.stack):
             yield
-
-
-def _virtual_tokens(stack: Stack) -> VirtualTokens | None:
-    found = (stack.placed(adapter.name) for adapter in stack.adapters)
-    return next((one for one in found if isinstance(one, VirtualTokens)), None)
 
 
 def _without_adapters(stack: Stack) -> Lane:

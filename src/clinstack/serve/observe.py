@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clinstack.serve.failures import ApiError, describe
 from clinstack.serve.model_thread import QueueObserver
+from clinstack.serve.security import CLIENT
 from clinstack.serve.settings import AUDIT_FILE
 
 logger = logging.getLogger("clinstack.serve")
@@ -249,7 +250,7 @@ class Observer:
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request": request_id,
-            "client": scope.get("clinstack.client"),
+            "client": scope.get(CLIENT),
             "address": (scope.get("client") or [None])[0],
             "endpoint": f"{method} {route}",
             **scope[_KEY],

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from clinstack.engine.pieces import Lengths, piece_features, pool_pieces, reads_flat
+from clinstack.engine.pieces import Lengths, note_logits, reads_flat
 from clinstack.model.stack import Stack
 from clinstack.tokens.documents import Tokens
 
@@ -35,18 +34,13 @@ class OwnCopy:
     def classify(self, notes: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float32]]:
         """Return the raw logits [classes] of each note, given its pieces."""
         counts = np.array([len(pieces) for pieces in notes], dtype=np.int64)
-        pieces = [len(piece) for note in notes for piece in note]
-        lengths = Lengths(pieces, counts, flat=reads_flat(self.stack))
+        pieces = [piece for note in notes for piece in note]
+        lengths = Lengths([len(piece) for piece in pieces], counts, flat=reads_flat(self.stack))
         result: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(notes)
         with torch.inference_mode():
             for batch in lengths.measuring_batches(_PADDED_NOTES):
-                chosen = [notes[place] for place in batch]
-                for place, logits in zip(batch, self._logits(chosen), strict=True):
-                    result[place] = logits.float().cpu().numpy()
+                places, of_each = lengths.pieces_of(batch)
+                logits = note_logits(self.stack, [pieces[place] for place in places], of_each)
+                for place, row in zip(batch, logits, strict=True):
+                    result[place] = row.float().cpu().numpy()
         return result
-
-    def _logits(self, notes: Sequence[Sequence[Tokens]]) -> Tensor:
-        features = piece_features(self.stack, [piece for note in notes for piece in note])
-        pooled = pool_pieces(features, [len(note) for note in notes], self.stack.reading.chunk_pooling)
-        logits: Tensor = self.stack.head(pooled)
-        return logits

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Body, Request
 
-from clinstack.serve.answers import calibration_method, task_predictions
+from clinstack.evaluate.calibration import chosen_method
+from clinstack.serve.answers import task_predictions
 from clinstack.serve.failures import ApiError
 from clinstack.serve.observe import Metrics, note_audit
 from clinstack.serve.openapi import ERRORS
@@ -46,7 +47,7 @@ def router(queue: RequestQueue, settings: ServeSettings, metrics: Metrics) -> AP
         chosen = chosen_stacks(queue.stacks, body.tasks)
         methods = {}
         for stack in chosen:
-            method = calibration_method(stack.calibration, body.calibration)
+            method = chosen_method(stack.calibration, body.calibration)
             if method is None:
                 raise ApiError(409, f"The stack of {stack.name} has no fit of {body.calibration}.", param="calibration")
             methods[stack.name] = method

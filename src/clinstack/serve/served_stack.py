@@ -10,15 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from clinstack.errors import InputError
-from clinstack.files import read_json, sha256_file
+from clinstack.files import sha256_file
 from clinstack.model.base import Base
 from clinstack.model.config import load_config
 from clinstack.model.factors import Factors, NotLowRankError, factors_of, read_adapters
 from clinstack.model.families import encoder_of
-from clinstack.model.lineage import read_stack_record, stack_folder
+from clinstack.model.lineage import read_stack_record, run_record, stack_folder
 from clinstack.model.pooling import HeadInput
 from clinstack.model.reading import Reading
 from clinstack.model.saving import read_calibration, read_head, read_prompt
+from clinstack.serve.found import label_of
 from clinstack.tasks import Task
 from clinstack.tokens.documents import Tokens
 from clinstack.tokens.prompts import Prompt
@@ -184,9 +185,4 @@ def _among_experts(factors: Sequence[Factors]) -> str:
 
 
 def _label(folder: Path, record: dict[str, Any]) -> str:
-    run = folder.parent / "run.json"
-    if folder.name == "stack" and run.is_file():
-        label = read_json(run).get("label")
-        if isinstance(label, str):
-            return label
-    return "+".join(item["name"] for item in record["adapters"]) or "head"
+    return label_of(run_record(folder), record)

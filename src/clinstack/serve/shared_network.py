@@ -286,7 +286,3 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: {name} is asked for, and PyTorch finds no CUDA device here; use auto or cpu.")
     return device
-
-
-def _words(precision: tuple[str, str]) -> str:
-    return " ".join(part for part in precision if part != "none")

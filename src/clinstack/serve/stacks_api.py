@@ -12,7 +12,7 @@ from fastapi import Path as InPath
 
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file
-from clinstack.model.lineage import stack_folder
+from clinstack.model.lineage import is_trained_on_synthetic, stack_folder
 from clinstack.serve.failures import ApiError
 from clinstack.serve.observe import note_audit
 from clinstack.serve.openapi import ERRORS
@@ -116,14 +116,8 @@ def task_info(stack: ServedStack) -> TaskInfo:
     )
 
 
-@cache
-def is_synthetic(folder: Path) -> bool | None:
-    """Whether the Run that a Stack lies in was trained on invented patients; None where there is no Run."""
-    record = folder.parent / "run.json"
-    if folder.name != "stack" or not record.is_file():
-        return None
-    said = read_json(record).get("synthetic")
-    return said if isinstance(said, bool) else None
+is_synthetic = cache(is_trained_on_synthetic)
+"""Read once: a Stack does not change while it is served."""
 
 
 def folder_below(root: Path | None, named: str) -> Path:

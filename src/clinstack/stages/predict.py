@@ -12,7 +12,6 @@ depends on its rows alone: neither on the number of processes nor on how often t
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from clinstack.engine.predicting import ahead, encoded_logits
 from clinstack.engine.progress import progress_bar
 from clinstack.engine.sharding import place
 from clinstack.errors import ClinstackError, InputError
-from clinstack.evaluate.calibration import Method, apply_calibration, calibration_intervals
+from clinstack.evaluate.calibration import Method, apply_calibration, calibration_intervals, chosen_method
 from clinstack.files import read_json, replacing_file, write_json
 from clinstack.model.lineage import read_stack_record, stack_folder
 from clinstack.model.saving import CALIBRATION_FILE, read_calibration
@@ -137,14 +136,12 @@ def _look(recipe: PredictRecipe, *, fresh: bool) -> _Work:
 
 
 def _method(recipe: PredictRecipe, calibration: dict[str, Any] | None) -> Method:
-    fits = calibration or {}
-    if recipe.calibration is None:
-        return "isotonic" if fits.get("isotonic") is not None else "none"
-    if recipe.calibration != "none" and fits.get(recipe.calibration) is None:
+    method = chosen_method(calibration, recipe.calibration)
+    if method is None:
         raise InputError(
             f"calibration: {recipe.stack} has no {recipe.calibration} fit; use calibration=none, or leave the key out."
         )
-    return recipe.calibration
+    return method
 
 
 def _is_synthetic(recipe: PredictRecipe) -> bool:
@@ -291,18 +288,3 @@ def _groups(files: list[Path]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
-
-
-def prediction_lines(run: Run) -> list[str]:
-    """Return what a person wants to know of a finished Run first."""
-    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    tokens = metrics["tokens"]
-    lines = [f"rows: {metrics['rows']:,}"]
-    if metrics["rows_left_out"]:
-        lines.append(f"rows without text, left out: {metrics['rows_left_out']:,}")
-    lines.append(f"tokens: {tokens['read']:,} read, {tokens['cut']:,} cut from {tokens['rows_cut']:,} rows")
-    calibrated = "not calibrated" if metrics["calibration"] == "none" else f"calibrated ({metrics['calibration']})"
-    lines.append(f"probabilities: {calibrated}, {'with' if metrics['intervals'] else 'without'} intervals")
-    if "rows_per_second" in run.record:
-        lines.append(f"rows per second: {run.record['rows_per_second']:,}")
-    return lines
