@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -261,10 +263,13 @@ def wait_for(path: Path, seconds: float = 300) -> None:
 
 
 def children() -> list[int]:
-    """Worker processes of this one, by Linux's own list."""
-    path = Path(f"/proc/{os.getpid()}/task")
-    found = [int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """Worker processes of this one."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def open_files(pid: int) -> str:
