@@ -2,6 +2,7 @@
 
 from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
 from clinstack.recipe.align import AlignRecipe
+from clinstack.recipe.audit import AuditRecipe
 from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
@@ -36,6 +37,7 @@ __all__ = [
     "STAGES",
     "AdapterRecipe",
     "AlignRecipe",
+    "AuditRecipe",
     "DecodingRecipe",
     "EndpointRecipe",
     "EvaluateRecipe",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from clinstack.errors import InputError
 from clinstack.recipe.align import AlignRecipe
+from clinstack.recipe.audit import AuditRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe
 from clinstack.recipe.generate import GenerateRecipe
@@ -37,6 +38,7 @@ STAGES: dict[str, type[StageRecipe]] = {
     "predict": PredictRecipe,
     "sweep": SweepRecipe,
     "study": StudyRecipe,
+    "audit": AuditRecipe,
 }
 
 
