@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from clinstack.recipe.adapters import AdapterRecipe
+from clinstack.recipe.privacy import PrivacyRecipe, refuse_beside_privacy
 from clinstack.recipe.section import Section
 from clinstack.recipe.training import EvaluationRecipe, TrainingRecipe
 
@@ -36,6 +37,8 @@ class TrainingStageRecipe(StageRecipe):
     """Hold the base's linear layers in so many bits (bitsandbytes): less memory, slightly other outputs."""
     adapters: tuple[AdapterRecipe, ...] = ()
     training: TrainingRecipe = TrainingRecipe()
+    privacy: PrivacyRecipe | None = None
+    """Train with differential privacy by patient; without it, nothing is promised."""
 
     @property
     def seeds_by_use(self) -> dict[str, int]:
@@ -48,4 +51,14 @@ class TrainingStageRecipe(StageRecipe):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"adapters: the name {name!r} stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> TrainingStageRecipe:
+        if self.stage == "align" and self.privacy is not None:
+            raise ValueError(
+                "privacy: alignment cannot be private: its reference and its pairs' figures are computed from training "
+                "patients without noise; remove it, or take pretrain, instruct or finetune"
+            )
+        refuse_beside_privacy(self)
         return self
