@@ -9,9 +9,8 @@ from clinstack import __version__
 from clinstack.export.check import ROUNDING, Measured
 from clinstack.export.plain import opening_code, why_not_plain
 from clinstack.export.source import Source, public_name
-from clinstack.model.card import trained_on
+from clinstack.model.card import asking, trained_on
 from clinstack.model.data_lineage import openly_publishable
-from clinstack.tokens.prompts import Prompt
 
 _LIBRARY = {"merged": "transformers", "fused": "peft", "clinical-merged": "peft", "peft": "peft", "gguf": "gguf"}
 
@@ -157,9 +156,7 @@ def _feeding(source: Source, *, titled: bool) -> str:
     title = f"## What to give it{f', {source.label}' if titled else ''}\n\n"
     if stack.task is None:
         room = f"It was trained with up to {stack.max_tokens} tokens, prompt and answer together."
-        return (
-            title + (_asking(stack.prompt) if stack.prompt is not None else "It goes on with a text.") + f"\n\n{room}"
-        )
+        return title + (asking(stack.prompt) if stack.prompt is not None else "It goes on with a text.") + f"\n\n{room}"
     reading, task = stack.reading, stack.task
     lines = [
         f"- The task is {task.kind}; the logits are of the classes "
@@ -195,20 +192,6 @@ _KEPT = {
     "sections": "the sections that matter most, whole (`clinstack.tokens.texts`)",
     "chunks": "at most {chunks} pieces of that length",
 }
-
-
-def _asking(prompt: Prompt) -> str:
-    if prompt.chat_template is not None:
-        system = f"\n\nwith this system message:\n\n```\n{prompt.system}\n```" if prompt.system else ""
-        return (
-            "It answers questions about notes. Through the tokenizer's chat template, with this user's message:\n\n"
-            f"```\n{prompt.template}\n```{system}"
-        )
-    system = f"{prompt.system}\n\n" if prompt.system else ""
-    return (
-        "It answers questions about notes, asked with exactly this text behind the begin token:\n\n"
-        f"```\n{system}{prompt.template}{prompt.cue}\n```"
-    )
 
 
 def _origin(first: Source, sources: Sequence[Source], base: str) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from clinstack.model.base import EMBEDDED_FOLDERS, Base
 from clinstack.model.data_lineage import UNKNOWN, DataSource
-from clinstack.model.families import DECODER_HEAD
-from clinstack.model.lineage import HEAD_KEY
+from clinstack.model.lineage import PEFT_PREFIX
 from clinstack.model.methods.configs import VIRTUAL
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.tasks import Task
@@ -36,6 +35,28 @@ _WITH_CLINSTACK = [
 ]
 _TOGETHER = ("lora", "dora", "rslora")
 """Methods whose adapters plain PEFT lets into one model."""
+_OPEN_HEAD = [
+    "from safetensors.torch import load_file",
+    "head = load_file('head/head.safetensors')",
+    f"head = {{key.removeprefix('{PEFT_PREFIX}'): value for key, value in head.items()}}",
+    "model.load_state_dict(head, strict=False)",
+]
+
+
+class Level(Protocol):
+    """What opening code asks of an adapter, be it in memory or in stack.json."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which is its folder's too."""
+
+    @property
+    def method(self) -> str:
+        """Such as ``lora``."""
+
+    @property
+    def carries_head(self) -> bool:
+        """Whether the task's head is in its folder."""
 
 
 def adapter_card(
@@ -79,8 +100,8 @@ def adapter_card(
     if task is not None and adapter.carries_head:
         head = f"\nIt carries the head of the task `{task.name}`: {len(task.classes)} classes.\n"
     if prompt is not None:
-        head = f"\n{_asking(prompt)}\n"
-    how, code = _opening(adapter, beneath, base, task, reads)
+        head = f"\n{asking(prompt)}\n"
+    how, code = opening([*beneath, adapter], base.name, task, reads)
     return f"""---
 library_name: {"transformers" if adapter.method == "full" else "peft"}
 tags: [clinstack, {adapter.method}, clinical]
@@ -109,43 +130,56 @@ def trained_on(data: Sequence[DataSource] | None) -> str:
     return "Trained on:\n\n" + "\n".join(lines)
 
 
-def _asking(prompt: Prompt) -> str:
-    """Return how the model wants to be asked."""
+def asking(prompt: Prompt) -> str:
+    """Return how the model wants to be asked: it was trained on no other text."""
     if prompt.chat_template is not None:
+        system = f"\n\nwith this system message:\n\n```\n{prompt.system}\n```" if prompt.system else ""
         return (
-            "It answers questions about notes, asked by way of the base's chat template with this user's message"
-            + (" (the system's is in `../stack.json`)" if prompt.system else "")
-            + f":\n\n```\n{prompt.template}\n```"
+            "It answers questions about notes. Through the tokenizer's chat template, with this user's message:\n\n"
+            f"```\n{prompt.template}\n```{system}"
         )
     system = f"{prompt.system}\n\n" if prompt.system else ""
-    text = f"{system}{prompt.template}{prompt.cue}"
-    return f"It answers questions about notes, asked with this text behind the begin token:\n\n```\n{text}\n```"
+    return (
+        "It answers questions about notes, asked with exactly this text behind the begin token:\n\n"
+        f"```\n{system}{prompt.template}{prompt.cue}\n```"
+    )
 
 
-def _opening(
-    adapter: Adapter, beneath: Sequence[Adapter], base: Base, task: Task | None, reads: HeadInput
+def opening(
+    levels: Sequence[Level], base: str, task: Task | None, reads: HeadInput, *, head_beside: bool = False
 ) -> tuple[str, list[str]]:
-    """Return with what the whole is opened, and the code."""
-    chain = [*beneath, adapter]
-    full = chain[0] if chain[0].method == "full" else None
-    above = chain[1:] if full else chain
-    alone = len(above) == 1
-    if not alone and any(other.method not in _TOGETHER for other in above):
+    """Return with what a stack, or the lower part of one, is opened, and the code.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        From below.
+    base : str
+        What the base is called.
+    task : Task or None
+        The stack's.
+    reads : HeadInput
+        What its head reads.
+    head_beside : bool
+        Whether the head in ``head/`` belongs to what is opened.
+    """
+    full = levels[0] if levels and levels[0].method == "full" else None
+    above = levels[1:] if full else levels
+    if len(above) > 1 and any(other.method not in _TOGETHER for other in above):
         return "Plain PEFT does not combine these methods. With clinstack", _WITH_CLINSTACK
     if task is not None and reads.pooling != "auto":
         of = "the mean over all tokens" if reads.pooling == "mean" else f"the {reads.pooling} token"
         return f"The head reads {of}, whatever the family reads by convention. With clinstack", _WITH_CLINSTACK
     # A head that is not in the adapter's folder stands in `head/`; below the top adapter there is none to be shown.
-    with_head = task if adapter.carries_head else None
-    beside = task if above and not adapter.carries_head and above[-1].method in (*VIRTUAL, "adaption_prompt") else None
+    carries_head = bool(levels) and levels[-1].carries_head
+    with_head = task if carries_head else None
+    virtual = bool(above) and above[-1].method in (*VIRTUAL, "adaption_prompt")
+    beside = task if not carries_head and (head_beside or virtual) else None
     code = _open_base(base, full, with_head or beside, reads)
+    if beside:
+        code += _OPEN_HEAD
     if not above:
         return "With transformers", [*code, "model.eval()"]
-    if beside:
-        code += [
-            "from safetensors.torch import load_file",
-            f"model.{DECODER_HEAD}.weight.data = load_file('head/head.safetensors')['{HEAD_KEY}']",
-        ]
     first, *rest = (other.name for other in above)
     code += ["from peft import PeftConfig, PeftModel", f"config = PeftConfig.from_pretrained('{first}')"]
     if beside and above[0].method in VIRTUAL:
@@ -160,14 +194,14 @@ def _opening(
     return "With plain PEFT", [*code, "model.eval()"]
 
 
-def _open_base(base: Base, full: Adapter | None, task: Task | None, reads: HeadInput) -> list[str]:
+def _open_base(base: str, full: Level | None, task: Task | None, reads: HeadInput) -> list[str]:
     code = []
     if full:
         code.append(f"base = '{full.name}'")
-    elif base.name in EMBEDDED_FOLDERS:
-        code += ["import clinstack.model.base", f"base = clinstack.model.base.EMBEDDED_FOLDERS['{base.name}']"]
+    elif base in EMBEDDED_FOLDERS:
+        code += ["import clinstack.model.base", f"base = clinstack.model.base.EMBEDDED_FOLDERS['{base}']"]
     else:
-        code.append(f"base = {base.name!r}")
+        code.append(f"base = {base!r}")
     model_class = "AutoModelForSequenceClassification" if task else "AutoModelForCausalLM"
     labels = f", num_labels={len(task.classes)}" if task else ""
     if reads.layer is not None and not full:
