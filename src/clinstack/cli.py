@@ -29,6 +29,7 @@ from clinstack.cli_prepare import prepare_app
 from clinstack.cli_serve import serve_command
 from clinstack.cli_synthesize import synthesize_app
 from clinstack.errors import ClinstackError, InputError
+from clinstack.offline import allowed_hosts, go_offline, is_offline
 from clinstack.recipe import PRESETS, StageRecipe, apply_overrides, load_recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class InterruptError(ClinstackError):
 
 
 class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # --offline holds for all verbs, so it may stand behind one as well as before it.
+        own = args[: args.index("--")] if "--" in args else args
+        if "--offline" in own:
+            args = ["--offline", *(word for word in own if word != "--offline"), *args[len(own) :]]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -59,6 +67,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def everywhere(
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Reach no other machine; also CLINSTACK_OFFLINE=1. Goes behind a verb too."),
+    ] = False,
+) -> None:
+    """Adapter stacks for clinical language models: prepare, train, measure, report, export, serve."""
+    if offline:
+        go_offline()
+    if is_offline():
+        allowed_hosts()  # what is no host is said now, not when something connects
+
+
 presets_app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(synthesize_app, name="synthesize")
