@@ -3,6 +3,7 @@
 from clinstack.recipe.adapters import RESERVED_ADAPTER_NAMES, AdapterRecipe, stack_label
 from clinstack.recipe.align import AlignRecipe
 from clinstack.recipe.audit import AuditRecipe
+from clinstack.recipe.canaries import CanariesRecipe
 from clinstack.recipe.endpoint import EndpointRecipe
 from clinstack.recipe.evaluate import EvaluateRecipe
 from clinstack.recipe.finetune import FinetuneRecipe, LossRecipe
@@ -38,6 +39,7 @@ __all__ = [
     "AdapterRecipe",
     "AlignRecipe",
     "AuditRecipe",
+    "CanariesRecipe",
     "DecodingRecipe",
     "EndpointRecipe",
     "EvaluateRecipe",

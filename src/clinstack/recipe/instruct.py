@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from clinstack.recipe.canaries import CanariesRecipe
 from clinstack.recipe.prompt import PromptRecipe
 from clinstack.recipe.stage import TrainingStageRecipe
 
@@ -29,6 +30,15 @@ class InstructRecipe(TrainingStageRecipe):
     """``packed``: several examples in a row, which do not see each other; ``bucketed``: one in each row, in batches of
     similar lengths, which is also what an adapter method gets that cannot keep them apart."""
     prompt: PromptRecipe = PromptRecipe()
+    canaries: CanariesRecipe | None = None
+    """Plant invented identifiers behind answers of training examples, so that an audit can tell how well they are
+    remembered; a number is how many. None are planted when not given."""
+
+    @property
+    def seeds_by_use(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        planted = {} if self.canaries is None else {"canaries": self.canaries.seed}
+        return {**super().seeds_by_use, **planted}
 
     @model_validator(mode="after")
     def _is_trainable(self) -> InstructRecipe:

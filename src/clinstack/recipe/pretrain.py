@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from clinstack.recipe.canaries import CanariesRecipe
 from clinstack.recipe.stage import TrainingStageRecipe
 
 
@@ -27,6 +28,15 @@ class PretrainRecipe(TrainingStageRecipe):
     """Measure perplexity as the published code did too; always with the layout ``padded``."""
     tokens: str | None = None
     """Folder of the tokenised notes; ``tokens`` in ``notes`` when not given. Tokens can be read back as text."""
+    canaries: CanariesRecipe | None = None
+    """Plant invented identifiers in training notes, so that an audit can tell how well they are remembered; a number
+    is how many. None are planted when not given."""
+
+    @property
+    def seeds_by_use(self) -> dict[str, int]:
+        """Every seed that the stage uses, by what it is for."""
+        planted = {} if self.canaries is None else {"canaries": self.canaries.seed}
+        return {**super().seeds_by_use, **planted}
 
     @model_validator(mode="after")
     def _something_trains(self) -> PretrainRecipe:
