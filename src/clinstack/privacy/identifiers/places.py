@@ -1,0 +1,109 @@
+"""Postal addresses with their codes, and hospitals and other institutions by the words that end their names."""
+
+from __future__ import annotations
+
+import re
+
+from clinstack.privacy.identifiers.pattern import Pattern, either, verbose
+
+_STATE = either(
+    r"""AL, AK, AZ, AR, CA, CO, CT, DE, DC, FL, GA, HI, ID, IL, IN, IA, KS, KY, LA, ME, MD, MA, MI, MN, MS, MO, MT,
+    NE, NV, NH, NJ, NM, NY, NC, ND, OH, OK, OR, PA, PR, RI, SC, SD, TN, TX, UT, VT, VA, WA, WV, WI, WY, Alabama,
+    Alaska, Arizona, Arkansas, California, Colorado, Connecticut, Delaware, Florida, Georgia, Hawaii, Idaho,
+    Illinois, Indiana, Iowa, Kansas, Kentucky, Louisiana, Maine, Maryland, Massachusetts, Mass, Michigan, Minnesota,
+    Mississippi, Missouri, Montana, Nebraska, Nevada, New Hampshire, New Jersey, New Mexico, New York, North
+    Carolina, North Dakota, Ohio, Oklahoma, Oregon, Pennsylvania, Rhode Island, South Carolina, South Dakota,
+    Tennessee, Texas, Utah, Vermont, Virginia, Washington, West Virginia, Wisconsin, Wyoming"""
+)
+_STREET = either(
+    """Street, St, Avenue, Ave, Av, Road, Rd, Lane, Ln, Drive, Dr, Boulevard, Blvd, Court, Ct, Place, Pl, Terrace, Ter,
+    Circle, Cir, Way, Square, Sq, Highway, Hwy, Parkway, Pkwy, Turnpike, Tpke, Row, Trail, Path, Crescent, Close, Alley,
+    STREET, ST, AVENUE, AVE, ROAD, RD, LANE, LN, DRIVE, DR, BOULEVARD, BLVD, COURT, PLACE, TERRACE, CIRCLE, WAY"""
+)
+_UNIT = r"(?:,?[ ](?:(?:Apt|APT|apt|Apartment|Unit|Suite|Ste|Rm|Room|Floor|Fl)\.?[ ]?\#?|\#[ ]?)[A-Za-z0-9\-]{1,6})?"
+_ZIP = r"\d{5}(?:-\d{4})?(?!\w|-\d)"
+_CITY = r"[A-Z][A-Za-z.'\-]{1,20}(?:[ ][A-Z][A-Za-z.'\-]{1,20}){0,2}"
+_TAIL = rf"(?:(?:,[ ]?|[ ]|[ ]?\n[ ]{{0,12}}){_CITY},?[ ](?:{_STATE})\b\.?(?:,?[ ]{{1,2}}{_ZIP})?)?"
+_NO_STREET = re.compile(
+    r"\b(?:"
+    + either(
+        r"""lead, depression, elevation, segment, the, a, an, in, on, of, per, to, with, and, or, at, by, for, chest,
+        head, abd\w*, pelvi\w*, neck, mg, ml, mm, cm, mcg, units?, days?, weeks?, months?, hours?, times, tabs?,
+        drops?, qd, bid, tid, po, iv, no, new, repeat, last, first, seen"""
+    )
+    + r")\b",
+    re.IGNORECASE,
+)
+_GENERIC_WORDS = """
+    a acute admission adult aids all allergy an and another any area arrival at back behavioral brief burn cancer
+    cardiac cardiology care center children's childrens chronic clinic community coumadin county course current day
+    dental dermatology diabetes dialysis discharge during ed emergency endocrine ent er eye family fellow first
+    follow followup for from general geriatric gi group gyn he health healthcare heart hematology her his home
+    hospice hospital hospitalist house icu in inpatient internal is last liver local long long-term main medical
+    medicine memory mental methadone micu my nephrology neurology neurosurgery new no nursing ob of old on oncology
+    or orthopedic orthopedics other our outpatient outside pain patient per physical plastic podiatry post previous
+    primary prior private psych psychiatric psychiatry pt pulmonary rehab rehabilitation renal respiratory
+    rheumatology same screening second service services she short short-term sicu skilled sleep social specialty
+    spine state surgery surgical synthetic that the their this to transplant trauma unit university urgent urology
+    va vascular via visiting walk-in wound your
+"""
+_GENERIC = frozenset(_GENERIC_WORDS.split())
+"""What an institution is called without being named: "Primary Care Clinic", "Outside Hospital"."""
+_INSTITUTION = either(
+    r"""Hospital, Hosp\b, HOSPITAL, Medical Cent(?:er|re), MEDICAL CENTER, Med(?:ical)? Ctr\b, Infirmary, Sanatorium,
+    Hospice, Nursing (?:Home|Center), Rehab(?:ilitation)?(?: (?:Center|Hospital|Facility))?, Health
+    (?:Center|System|Care), Healthcare, Clinic, Medical (?:Group|Associates), Manor, Care Center, Extended Care,
+    Surgery Center, Dialysis Center, VAMC, VA Medical Center"""
+)
+_WORDS = re.compile(r"[A-Za-z'\-]{2,}")
+
+
+def _is_street(match: re.Match[str]) -> bool:
+    return not _NO_STREET.search(match["street"])
+
+
+def _is_named(match: re.Match[str]) -> bool:
+    """Whether one word of the name is more than what any institution has."""
+    return any(word.lower() not in _GENERIC for word in _WORDS.findall(match["name"]))
+
+
+PLACES = (
+    # 45 N. Main St., Apt 4B, Springfield, MA 01101
+    Pattern(
+        "address",
+        verbose(
+            rf"""(?<![\w.,/\-\#]) \d{{1,5}}[A-Z]?,?[ ](?P<street>(?:[NSEW]\.?[ ]|(?:North|South|East|West)[ ])?
+            (?:[A-Z][A-Za-z.'\-]{{1,20}}[ ]|\d{{1,3}}(?:st|nd|rd|th)[ ]){{1,3}}) (?:{_STREET})\b\.? {_UNIT}{_TAIL}"""
+        ),
+        _is_street,
+    ),
+    Pattern(
+        "address",
+        verbose(
+            r"""(?<![\w.,/\-\#]) \d{1,5}[ ](?P<street>(?:[a-z][a-z.'\-]{2,20}[ ]){1,2})
+            (?:street|avenue|ave|road|rd|lane|drive|boulevard|blvd|court|terrace|circle)\b\.?"""
+        ),
+        _is_street,
+    ),
+    Pattern("address", verbose(rf"\b(?:P\.?[ ]?O\.?|p\.?o\.?|Post[ ]Office)[ ]?[Bb](?:ox|OX)[ ]\#?\d{{1,6}}{_TAIL}")),
+    # Springfield, MA 01101
+    Pattern("address", verbose(rf"(?<!\w) {_CITY},?[ ](?:{_STATE})\.?,?[ ]{{1,2}}{_ZIP}")),
+    # lives in Salem, MA
+    Pattern(
+        "address",
+        verbose(
+            rf"""\b(?i:lives|living|resides|residing|resident|born|raised|grew[ ]up|moved|visiting|home|works|from
+            |native)[ ](?:(?:in|from|of|near|to|at)[ ])? (?P<found>{_CITY},[ ](?:{_STATE})\b)"""
+        ),
+    ),
+    Pattern("address", verbose(rf"\b(?i:zip)(?:[ ]?(?i:code))?[ :\#]{{1,3}}(?P<found>{_ZIP})"), None, ("ip", "IP")),
+    Pattern("address", verbose(r"(?<![\w\-.]) \d{5}-\d{4} (?!\w|-\d)"), None, ("-",)),
+    Pattern(
+        "hospital",
+        verbose(
+            rf"""(?<![\w'&\-]) (?P<name>(?:[A-Z][A-Za-z'&\-]{{1,24}}|St\.|Mt\.)[ ]
+            (?:(?:[A-Z][A-Za-z'&\-]{{1,24}}|St\.|Mt\.|of|the|and|&)[ ]){{0,4}}?) (?:{_INSTITUTION})(?!\w)"""
+        ),
+        _is_named,
+    ),
+)
