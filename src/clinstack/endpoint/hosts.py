@@ -7,6 +7,7 @@ import socket
 from urllib.parse import urlsplit
 
 from clinstack.errors import InputError
+from clinstack.offline import refuse_host
 
 _PRIVATE = tuple(
     ipaddress.ip_network(network)
@@ -58,9 +59,10 @@ def remote_host(base_url: str, allow_remote: bool) -> str | None:
     Raises
     ------
     InputError
-        If it is and this was not allowed, or its name is unknown.
+        If it is and this was not allowed, its name is unknown, or clinstack is offline and it is another machine.
     """
     host = host_of(base_url)
+    refuse_host(host, "endpoint.base_url", "Use a server on this machine; --allow-remote does not change this.")
     try:
         if is_private_host(base_url):
             return None

@@ -18,10 +18,12 @@ from typing import Any
 
 from clinstack.engine.distributed import world
 from clinstack.errors import InputError
+from clinstack.offline import refuse_address, refuse_network
 from clinstack.run import Run
 
 PROJECT = "clinstack"
 FOLDER = "tensorboard"
+_WANDB_AT_HOME = frozenset({"offline", "dryrun", "disabled"})
 
 
 class Tracker:
@@ -61,11 +63,12 @@ def tracked(run: Run, name: str, title: str, step: int) -> Iterator[Tracker]:
     Raises
     ------
     InputError
-        If the tracker's package is not installed.
+        If the tracker's package is not installed, or it sends to another machine and clinstack is offline.
     """
     if name == "none" or not world().is_main:
         yield Tracker()
         return
+    refuse_remote_tracking(name)
     if importlib.util.find_spec(name) is None:
         raise InputError(f"training.tracking: {name} is not installed; pip install {name}, or choose tensorboard.")
     from accelerate import PartialState
@@ -77,6 +80,28 @@ def tracked(run: Run, name: str, title: str, step: int) -> Iterator[Tracker]:
         yield tracker
     finally:
         inner.finish()
+
+
+def refuse_remote_tracking(name: str) -> None:
+    """Refuse a tracker that the environment tells to send to another machine while clinstack is offline.
+
+    Raises
+    ------
+    InputError
+        Naming the variable that says so.
+    """
+    if name == "wandb" and os.environ.get("WANDB_MODE", "offline") not in _WANDB_AT_HOME:
+        what, remedy = "training.tracking: wandb with WANDB_MODE=online", "Set WANDB_MODE=offline."
+        if address := os.environ.get("WANDB_BASE_URL"):
+            refuse_address(address, what, remedy)
+        else:
+            refuse_network(what, remedy)
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if name == "mlflow" and address:
+        what, remedy = "training.tracking: mlflow with MLFLOW_TRACKING_URI", "Unset it, and MLflow writes into the Run."
+        if address.startswith("databricks"):
+            refuse_network(what, remedy)
+        refuse_address(address, what, remedy)
 
 
 def _tensorboard(run: Run, title: str, step: int) -> tuple[Any, int]:

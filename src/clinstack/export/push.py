@@ -9,6 +9,7 @@ from typing import Any
 
 from clinstack.errors import ClinstackError, InputError
 from clinstack.model.data_lineage import DataSource, openly_publishable
+from clinstack.offline import refuse_network
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -26,6 +27,7 @@ def refuse_push(repository: str, data: Sequence[DataSource] | None, *, force: bo
 
     if _NAME.fullmatch(repository) is None:
         raise InputError(f"--push: {repository!r} is no name of the form ORGANIZATION/NAME.")
+    refuse_network("--push", "Leave out --push; the folder at --out can be carried elsewhere.")
     if constants.is_offline_mode():
         raise InputError("--push: the hub is switched off here (HF_HUB_OFFLINE); unset it, or leave out --push.")
     verdict = openly_publishable(data)

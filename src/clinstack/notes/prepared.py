@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinstack import __version__
+from clinstack.database import connect
 from clinstack.errors import InputError
 from clinstack.files import read_json, replacing_directory, write_json
 from clinstack.notes.attrition import Attrition
@@ -286,13 +287,11 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
     InputError
         If ``out`` is a file, or a folder that `clinstack prepare` did not write; or if the disk is full.
     """
-    import duckdb
-
     refuse_other_folder(out)
     with full_disk_is_named(out), replacing_directory(out) as folder:
         scratch = folder / ".scratch"
         scratch.mkdir()
-        with duckdb.connect(str(scratch / "tables.duckdb")) as connection:
+        with connect(scratch / "tables.duckdb") as connection:
             connection.execute(f"SET temp_directory = '{quoted(scratch / 'spill')}'")
             connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
             # DuckDB's own bar goes to standard output, in the middle of what a program may read there.

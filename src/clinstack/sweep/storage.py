@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from clinstack.database import refuse_remote_database
 from clinstack.errors import ClinstackError, InputError
 from clinstack.recipe import SweepRecipe
 
@@ -167,6 +168,7 @@ def _locks(recipe: SweepRecipe, folder: Path, name: str) -> Iterator[Locks]:
         import psycopg
     except ImportError:
         raise InputError("storage: PostgreSQL needs psycopg; install clinstack[postgres].") from None
+    refuse_remote_database(recipe.storage, "storage", "Use storage: journal or sqlite, which are files of the Run.")
     try:
         # A machine without power says no goodbye: ask whether it is there, so that its trials are given to others.
         connection = psycopg.connect(

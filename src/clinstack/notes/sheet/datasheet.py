@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow.parquet as pq
 
 from clinstack import __version__
+from clinstack.database import connect
 from clinstack.errors import InputError
 from clinstack.files import read_json, write_json, write_text
 from clinstack.notes.prepared import quoted
@@ -142,7 +142,7 @@ def collect_figures(
         task.name: (known or {}).get(task.name) or describe_task(task, counter, sample, _SEED, small_cells, advance)
         for task in tasks
     }
-    with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
+    with tempfile.TemporaryDirectory() as spill, connect() as connection:
         connection.execute("SET memory_limit = '256MB'; SET threads = 1")
         connection.execute(f"SET temp_directory = '{quoted(Path(spill))}'")
         counts = _counts(connection, folder, tasks, small_cells)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clinstack.database import connect, refuse_remote_database
 from clinstack.errors import InputError
 from clinstack.notes.sources.csv_rows import Rows
 from clinstack.notes.sources.table_readers import (
@@ -285,7 +286,7 @@ def _duckdb_finder(path: Path) -> Callable[[str], TableReader | None]:
     import duckdb
 
     try:
-        connection = duckdb.connect(str(path), read_only=True)
+        connection = connect(path, read_only=True)
     except duckdb.Error:
         raise InputError(f"{path} cannot be opened: another program holds it, or its version is newer.") from None
     listed = connection.execute(
@@ -304,6 +305,7 @@ def _postgres_finder(address: str) -> Callable[[str], TableReader | None]:
         import psycopg
     except ImportError:
         raise InputError("PostgreSQL needs the package psycopg: pip install 'clinstack[postgres]'.") from None
+    refuse_remote_database(address, "source", "Export its tables as files and name their folder.")
     try:
         connection = psycopg.connect(address, autocommit=True)
         connection.read_only = True

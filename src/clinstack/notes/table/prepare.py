@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clinstack.database import connect
 from clinstack.files import sha256_file
 from clinstack.notes.corpus import COLUMNS, Corpus
 from clinstack.notes.prepared import PreparedFolder, Progress, prepared_folder
@@ -116,11 +117,9 @@ def check_table(spec_path: Path) -> list[CheckedPart]:
     InputError
         If the spec, a table, a column, or the type of a value in the first rows is wrong.
     """
-    import duckdb
-
     spec = load_spec(spec_path)
     found = []
-    with duckdb.connect() as connection:
+    with connect() as connection:
         tables = SourceTables(connection, spec.source)
         check_columns(spec, tables)
         for key, part in parts_of(spec).items():
