@@ -110,8 +110,60 @@ def generate(
         If a single prompt does not fit into memory.
     """
     _refuse(stack, prompts, settings)
+    keys = [prompt_key(prompt) for prompt in prompts]
+    by_key = {key: list(prompt) for key, prompt in zip(keys, prompts, strict=True)}
+    found = _generate(stack, by_key, settings, title, ends, kept)
+    return [found[key] for key in keys]
+
+
+def generate_several(
+    stack: Stack, prompts: Sequence[Sequence[int]], draws: int, settings: DecodingRecipe, title: str | None
+) -> list[list[Generated]]:
+    """Draw several answers to each prompt, independent of each other; the first is what `generate` draws.
+
+    Parameters
+    ----------
+    stack, prompts, settings, title
+        As `generate` takes them.
+    draws : int
+        Of each prompt; the temperature must be above 0.
+
+    Returns
+    -------
+    list of list of Generated
+        Of each prompt, in their order, its draws.
+
+    Raises
+    ------
+    InputError, ClinstackError
+        As `generate` does.
+    ValueError
+        For a temperature of 0, at which all draws are one.
+    """
+    if settings.temperature == 0:
+        raise ValueError("at temperature 0 all draws are one")
+    _refuse(stack, prompts, settings)
+    keys = [[_draw_key(prompt, number) for number in range(draws)] for prompt in prompts]
+    by_key = {key: list(prompt) for prompt, of_prompt in zip(prompts, keys, strict=True) for key in of_prompt}
+    found = _generate(stack, by_key, settings, title, None, None)
+    return [[found[key] for key in of_prompt] for of_prompt in keys]
+
+
+def _draw_key(prompt: Sequence[int], number: int) -> str:
+    """Return what the noise of a prompt's draw goes by."""
+    return prompt_key(prompt) if number == 0 else f"{prompt_key(prompt)}:{number}"
+
+
+def _generate(
+    stack: Stack,
+    by_key: dict[str, list[int]],
+    settings: DecodingRecipe,
+    title: str | None,
+    ends: Sequence[int] | None,
+    kept: Path | None,
+) -> dict[str, Generated]:
+    """Answer prompts by their keys, which decide the order and the noise."""
     ends = _end_tokens(stack) if ends is None else list(ends)
-    by_key = {prompt_key(prompt): list(prompt) for prompt in prompts}
     done = {} if kept is None else _read_kept(kept)
     found = {key: done[key] for key in by_key if key in done}
     # By length and then by key: the batches are the same after a kill, so a start that goes on pads as one that did
@@ -144,7 +196,7 @@ def generate(
                 found |= new
                 waiting = waiting[len(chosen) :]
                 bar.advance(sum(answer.tokens for answer in answers), steps=len(chosen))
-    return [found[prompt_key(prompt)] for prompt in prompts]
+    return found
 
 
 def readable_tokens(stack: Stack) -> int | None:
