@@ -157,7 +157,7 @@ def test_table_one_by_hand(known: Path) -> None:
     assert "ethnicity" not in cohort["categories"]
     sheet = (known / "DATASHEET.md").read_text(encoding="utf-8")
     assert "| Died in hospital: yes | 1 (25.0 %) | 1 (50.0 %) | 0 (0.0 %) | 2 (25.0 %) |" in sheet
-    assert "lacks the columns: ethnicity, admission type." in sheet
+    assert "lacks the columns: ethnicity, language, admission type." in sheet
     assert figures["counts"]["notes"] == [
         {"note_type": "Nursing", "train": 4, "validation": 2, "test": 2, "all": 8},
         {"note_type": "Radiology", "train": 1, "validation": 0, "test": 0, "all": 1},

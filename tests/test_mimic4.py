@@ -160,6 +160,7 @@ def test_admissions_of_patients_with_a_note(prepared: Path) -> None:
         "sex": "F",
         "ethnicity": "WHITE",
         "insurance": "Medicare",
+        "language": "English",
         "admission_type": "EW EMER.",
         "died": 1,
     }

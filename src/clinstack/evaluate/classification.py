@@ -19,6 +19,7 @@ from clinstack.evaluate.delong import delong
 from clinstack.evaluate.published import published_figures
 from clinstack.evaluate.ranking import ByClass, ranking_columns, ranking_figures
 from clinstack.evaluate.scored import PRIMARY, Scored, label_indicator
+from clinstack.evaluate.subgroups import Measurable, measure_subgroups
 from clinstack.evaluate.thresholds import (
     DECISIONS,
     as_probability,
@@ -45,11 +46,14 @@ class SplitScores:
     logits : array or sequence of sequences of float, shape (rows, classes), or None
         Raw, in the order of the task's classes; None where only the labels are known, to be counted.
     patient_ids : sequence of str, shape (rows,)
+    groups : mapping of attribute to sequence of str or None, shape (rows,), optional
+        Groups of patients that are measured apart, as `clinstack.notes.groups.read_groups` returns them.
     """
 
     labels: Sequence[Any]
     logits: NDArray[np.floating[Any]] | Sequence[Sequence[float]] | None
     patient_ids: Sequence[str]
+    groups: Mapping[str, Sequence[str | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,8 @@ def measure_split(
         both labels; the latter are in no average of AUROC, AUPRC, F1, precision or recall, micro included.
         ``per_class`` has the figures of each, ``prevalence`` the share of rows of each class. ``threshold`` has the
         decisions at the thresholds chosen on validation, ``calibration`` one entry for each method. Binary: ``delong``
-        and ``decision_curve``. With ``settings.published``: ``published``.
+        and ``decision_curve``. With ``settings.published``: ``published``; with groups: ``subgroups``, as
+        `measure_subgroups` returns them.
 
     Raises
     ------
@@ -201,6 +206,8 @@ def measure_split(
         metrics["delong"] = delong(table.indicator[:, 1], table.margin, split.patient_ids)
     if settings.published:
         metrics["published"] = published_figures(table)
+    if split.groups:
+        metrics["subgroups"] = _subgroups(table, split, dict(fitted or {}), weights)
     return metrics | {
         "bootstrap": {
             "unit": "patient",
@@ -288,6 +295,16 @@ def _decisions(
     if table.task.kind != "binary":
         result["micro"] = {name: estimate(value_micro[name][0], drawn_micro[name], bounded=True) for name in DECISIONS}
     return result
+
+
+def _subgroups(table: Scored, split: SplitScores, fitted: dict[str, Any], weights: FloatArray) -> dict[str, Any]:
+    """Measure groups of patients, with calibrated probabilities where there is a fit, at the chosen thresholds."""
+    method: Method = "isotonic" if "temperature" in fitted else "none"
+    probabilities = apply_calibration(table.task, table.logits, fitted, method)[:, table.judged_columns]
+    has_decisions = "threshold" in fitted or table.task.kind == "multiclass"
+    called = decide(table, fitted.get("threshold", {"rule": "largest"})) if has_decisions else None
+    measurable = Measurable(table, probabilities, called, np.asarray(split.patient_ids, dtype=np.str_), weights)
+    return {"calibration": method, **measure_subgroups(measurable, split.groups or {})}
 
 
 def _calibrated(table: Scored, fitted: Mapping[str, Any] | None, weights: FloatArray) -> dict[str, Any]:

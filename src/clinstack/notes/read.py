@@ -44,6 +44,8 @@ class Examples:
     labels: list[Any]
     sections: list[list[SectionSpan] | None] | None = None
     """The sections of each text, where the table has the column ``sections``; None for a text without."""
+    encounter_ids: list[str | None] | None = None
+    """Of which admission each example is, where the table has the column ``encounter_id``."""
 
 
 def is_synthetic(folder: Path) -> bool:
@@ -197,7 +199,7 @@ def read_examples(folder: Path) -> tuple[Task, dict[str, Examples]]:
     split_of: dict[str, str] = {}
     for split in SPLITS:
         path = folder / f"{split}.parquet"
-        table = _read(path, ("example_id", "patient_id", "text", "label"), optional=("sections",))
+        table = _read(path, ("example_id", "patient_id", "text", "label"), optional=("sections", "encounter_id"))
         if table.num_rows == 0:
             raise InputError(f"{path} has no rows; prepare more patients.")
         columns = {name: table[name].to_pylist() for name in ("example_id", "patient_id", "text", "label")}
@@ -212,8 +214,13 @@ def read_examples(folder: Path) -> tuple[Task, dict[str, Examples]]:
             [item or "" for item in columns["text"]],
             columns["label"],
             section_spans(table, path) if "sections" in table.column_names else None,
+            _words(table["encounter_id"]) if "encounter_id" in table.column_names else None,
         )
     return task, result
+
+
+def _words(column: pa.ChunkedArray) -> list[str | None]:
+    return [None if item is None else str(item) for item in column.to_pylist()]
 
 
 def section_spans(table: pa.Table, path: Path, first: int = 1) -> list[list[SectionSpan] | None]:

@@ -22,6 +22,7 @@ from clinstack.evaluate.text_compare import compare_answers
 from clinstack.files import replacing_file, sha256_file, write_json
 from clinstack.model.lineage import stack_folder
 from clinstack.model.stack import Stack
+from clinstack.notes.groups import admissions_files, read_groups
 from clinstack.notes.instructions import instruction_files, read_instructions
 from clinstack.notes.read import (
     examples_files,
@@ -45,7 +46,8 @@ def evaluate(recipe: EvaluateRecipe, *, fresh: bool = False) -> Run:
     record = stack_folder(Path(recipe.stack)) / "stack.json"
     if not record.is_file():
         raise InputError(f"stack: {record} is missing.")
-    inputs = {**input_hashes(files), str(record): sha256_file(record)}
+    beside = admissions_files(source) if recipe.examples else []
+    inputs = {**input_hashes([*files, *beside]), str(record): sha256_file(record)}
     facts = {"stage": "evaluate", "task": None, "synthetic": is_synthetic(source)}
     with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
         if run.is_done:
@@ -118,7 +120,8 @@ def _classify(stack: Stack, recipe: EvaluateRecipe, run: Run) -> dict[str, Any]:
     with replacing_file(run.folder / "predictions.parquet") as temporary:
         pq.write_table(table, temporary)
     settings = recipe.evaluation
-    scores = SplitScores(examples.labels, logits, examples.patient_ids)
+    groups = read_groups(Path(str(recipe.examples)), examples)
+    scores = SplitScores(examples.labels, logits, examples.patient_ids, groups)
     metrics = measure_split(task, scores, settings, stack.calibration)
     if recipe.against is not None:
         other = Path(recipe.against) / "predictions.parquet"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from clinstack.model.data_lineage import training_data
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
+from clinstack.notes.groups import admissions_files, read_groups
 from clinstack.notes.read import Examples, examples_files, input_hashes, is_synthetic, read_examples
 from clinstack.recipe import FinetuneRecipe, stack_label
 from clinstack.run import PrunedError, Run, adapter_files
@@ -91,7 +93,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
     """Run the stage, or continue it, and return its finished Run; ``on_validation`` as `train` takes it."""
     folder = Path(recipe.examples)
     tables = input_hashes(examples_files(folder))
-    inputs = tables | input_hashes(adapter_files(recipe.adapters))
+    inputs = tables | input_hashes([*admissions_files(folder), *adapter_files(recipe.adapters)])
     task, examples = read_examples(folder)
     check_loss(task, recipe.loss)
     label = stack_label(recipe.adapters)
@@ -144,6 +146,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             scores = {
                 name: SplitScores(split.labels, logits.get(name), split.patient_ids) for name, split in examples.items()
             }
+            scores["test"] = replace(scores["test"], groups=read_groups(folder, examples["test"]))
             measured = measure_classifier(task, scores, recipe.evaluation)
             metrics["test"] = measured.metrics["test"]
             metrics["validation_chosen"] = measured.metrics["validation"]

@@ -38,7 +38,7 @@ _TABLES = {
         *(("discharged", pa.timestamp("us")), ("class", pa.string()), ("status", pa.string()), ("died", pa.int64())),
     ],
     "people": [
-        *(("id", pa.string()), ("gender", pa.string()), ("born", pa.timestamp("us"))),
+        *(("id", pa.string()), ("gender", pa.string()), ("language", pa.string()), ("born", pa.timestamp("us"))),
         *(("deceased", pa.timestamp("us")), ("deceased_day", pa.bool_())),
     ],
     "binaries": [("id", pa.string()), ("number", pa.int64()), ("reason", pa.string())],
@@ -277,7 +277,7 @@ class _Reader:
     def _patient(self, resource: Resource) -> None:
         deceased = resource.time("deceasedDateTime")
         day = len(resource.word("deceasedDateTime")) <= len("2020-05-01")
-        row = (resource.word("gender") or None, resource.time("birthDate"), deceased, day)
+        row = (resource.word("gender") or None, _language(resource), resource.time("birthDate"), deceased, day)
         self._add("people", (resource.id, *row))
 
     def _note(self, note: tuple[Any, ...]) -> None:
@@ -362,6 +362,14 @@ def _codes(concept: Any) -> list[str]:
     """Return the codes of a Coding (R4's class) or a CodeableConcept (R5's)."""
     codings = [concept] if at(concept, "code") else items(at(concept, "coding"))
     return [code for coding in codings if (code := word(at(coding, "code")))]
+
+
+def _language(resource: Resource) -> str | None:
+    """Return the code of the language that a Patient prefers, or of the first; without its region."""
+    spoken = items(resource.get("communication"))
+    preferred = [entry for entry in spoken if at(entry, "preferred") is True]
+    codes = [code for entry in [*preferred, *spoken] for code in _codes(at(entry, "language"))]
+    return codes[0].split("-")[0] if codes else None
 
 
 def _died(resource: Resource) -> int | None:

@@ -55,7 +55,8 @@ def write_admissions(folder: PreparedFolder, classes: Sequence[str] | None) -> i
     connection.execute(
         f"""
         CREATE TABLE stays AS
-        SELECT encounters.id AS encounter_id, patient AS patient_id, admitted, discharged, gender AS sex, class,
+        SELECT encounters.id AS encounter_id, patient AS patient_id, admitted, discharged, gender AS sex, language,
+            class,
             date_diff('day', born, admitted) / 365.2425 AS years,
             CASE
                 WHEN died = 1 THEN 1
@@ -77,7 +78,7 @@ def write_admissions(folder: PreparedFolder, classes: Sequence[str] | None) -> i
     if count:
         folder.write_admissions(
             "SELECT encounter_id, patient_id, admitted, discharged, floor(years) AS age, sex, "
-            "class AS admission_type, died FROM stays SEMI JOIN splits USING (patient_id) "
+            "language, class AS admission_type, died FROM stays SEMI JOIN splits USING (patient_id) "
             "ORDER BY patient_id, admitted, encounter_id"
         )
     return count

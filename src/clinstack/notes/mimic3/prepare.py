@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from clinstack.database import connect
 from clinstack.errors import InputError
 from clinstack.files import replacing_directory
 from clinstack.notes.mimic3.options import CODE_TABLES, Mimic3Options, Text
@@ -25,6 +26,8 @@ from clinstack.notes.ventilation.options import VentilationOptions
 from clinstack.tasks import OUTCOMES
 
 SPLIT_LISTS = {"train": "mimic_train.csv", "validation": "mimic_val.csv", "test": "mimic_test.csv"}
+_OF_THE_PATIENT = ("ETHNICITY", "INSURANCE", "LANGUAGE")
+"""Columns of ADMISSIONS that groups of patients are told apart by, where it has them."""
 _VENTILATION = ("PATIENTS", "ICUSTAYS", "CHARTEVENTS", "PROCEDUREEVENTS_MV", "VENTDURATIONS", "VENTILATION_DURATIONS")
 
 
@@ -135,7 +138,7 @@ def open_tables(prepared: PreparedFolder, tables: SourceTables, chosen: Sequence
         "HOSPITAL_EXPIRE_FLAG": "VARCHAR",
     }
     present = {name.upper() for name in tables.reader("ADMISSIONS", needed).columns}
-    columns |= {name: "VARCHAR" for name in ("ETHNICITY", "INSURANCE") if name in present}
+    columns |= {name: "VARCHAR" for name in _OF_THE_PATIENT if name in present}
     tables.open("ADMISSIONS", columns, needed)
     _check_admissions(tables, options)
     _write_admissions(prepared, tables)
@@ -203,7 +206,7 @@ def _write_admissions(prepared: PreparedFolder, tables: SourceTables) -> None:
             patients = "PATIENTS"
     has = {row[0] for row in prepared.connection.execute("DESCRIBE ADMISSIONS").fetchall()}
     optional = ", ".join(
-        f"{name if name in has else 'NULL::VARCHAR'} AS {name.lower()}" for name in ("ETHNICITY", "INSURANCE")
+        f"{name if name in has else 'NULL::VARCHAR'} AS {name.lower()}" for name in _OF_THE_PATIENT
     )
     prepared.write_admissions(
         f"""
@@ -291,10 +294,8 @@ def read_split_lists(folder: Path) -> dict[int, str]:
     InputError
         If one is missing, has no column SUBJECT_ID, or a patient stands in two lists.
     """
-    import duckdb
-
     result: dict[int, str] = {}
-    with duckdb.connect() as connection:
+    with connect() as connection:
         tables = SourceTables(connection, folder)
         for split, name in SPLIT_LISTS.items():
             table = name.removesuffix(".csv")

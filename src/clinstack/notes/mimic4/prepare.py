@@ -184,6 +184,7 @@ def _open_admissions(hosp: SourceTables) -> dict[str, int]:
             "dischtime": "TIMESTAMP",
             "admission_type": "VARCHAR",
             "insurance": "VARCHAR",
+            "language": "VARCHAR",
             "race": "VARCHAR",
             "hospital_expire_flag": "VARCHAR",
         },
@@ -236,7 +237,8 @@ FROM grown JOIN written USING (hadm) JOIN splits ON splits.patient_id = grown.su
 """
 _ADMISSIONS = """
 SELECT hadm_id::VARCHAR AS encounter_id, subject_id::VARCHAR AS patient_id, admittime AS admitted,
-    dischtime AS discharged, age::DOUBLE AS age, gender AS sex, race AS ethnicity, insurance, admission_type,
+    dischtime AS discharged, age::DOUBLE AS age, gender AS sex, race AS ethnicity, insurance,
+    language, admission_type,
     CASE trim(hospital_expire_flag) WHEN '1' THEN 1 WHEN '0' THEN 0 END::BIGINT AS died
 FROM aged SEMI JOIN splits ON splits.patient_id = aged.subject_id::VARCHAR
 ORDER BY subject_id, admittime, hadm_id

@@ -30,6 +30,7 @@ CATEGORIES = {
     "sex": "Sex",
     "ethnicity": "Ethnicity",
     "insurance": "Insurance",
+    "language": "Language",
     "admission_type": "Admission type",
     "died": "Died in hospital",
 }

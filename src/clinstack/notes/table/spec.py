@@ -151,6 +151,7 @@ class AdmissionsSpec(Section):
     sex: Column | None = None
     ethnicity: Column | None = None
     insurance: Column | None = None
+    language: Column | None = None
     admission_type: Column | None = None
     died: Column | None = None
     where: Where = Field(default_factory=dict)
