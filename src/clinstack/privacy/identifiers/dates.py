@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from clinstack.privacy.identifiers.pattern import Pattern, either, verbose
+from clinstack.privacy.identifiers.pattern import Pattern, either, ending, verbose
 
 MONTHS = either(
     """January, February, March, April, May, June, July, August, September, October, November, December,
@@ -16,6 +16,9 @@ MONTHS = either(
 _DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _TIME = r"(?:(?:T|,?[ ](?:at[ ])?|[ ]?@[ ]?)\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?:[ ]?[AaPp]\.?[Mm]\b\.?)?Z?)?"
 _YEAR = r"(?:19|20|21)\d{2}"
+_REST_OF_A_MONTH = r"""(?i:(?<=j)(?:an(?:uary)?|une?|uly?)|(?<=f)eb(?:ruary)?|(?<=m)(?:ar(?:ch)?|ay)
+    |(?<=a)(?:pr(?:il)?|ug(?:ust)?)|(?<=s)ept?(?:ember)?|(?<=o)ct(?:ober)?|(?<=n)ov(?:ember)?|(?<=d)ec(?:ember)?)\b"""
+"""After its first letter."""
 _ORDINAL = r"(?:st|nd|rd|th)?"
 _HAS_YEAR = re.compile(_YEAR)
 
@@ -66,24 +69,23 @@ def _is_written(match: re.Match[str]) -> bool:
     return "may" not in words or _HAS_YEAR.search(words) is not None
 
 
-_PARTIAL_DATE = (
-    rf"(?P<found>(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}}){_TIME}(?:[ ]?-[ ]?\d{{1,2}}/\d{{1,2}})?)(?![\w/]|[.,:\-]\d)"
+_BEFORE_A_DAY_WORDS = either(
+    r"""on, since, from, until, till, by, before, after, dated?, as of, through, thru, started, starting, ended, ending,
+    last, due, admit, admitted, admission, adm, disch, discharge, discharged, d/c'?d?, dc'?d, seen, appointment, appt,
+    surgery, placed, removed, repeat, follow-?up, CTA?, MRI, CXR, KUB, TTE, TEE, echo, E[KC]G, US, u/s, EGD, labs?,
+    cultures?, cx, [bu]cx, cath, EEG, PET, biopsy, tap, bronch, LP, x-?ray, scan, d\.?o\.?b\.?, date of birth,
+    birth date"""
 )
-_BEFORE_A_PARTIAL_DATE = either(
-    r"""on, since, from, until, till, by, before, after, dated?, as of, through, thru, started, starting, ended,
-    ending, last, due, admit, admitted, admission, adm, disch, discharge, discharged, d/c'?d?, dc'?d, seen,
-    appointment, appt, surgery, placed, removed, repeat, follow-?up, CTA?, MRI, CXR, KUB, TTE, TEE, echo, E[KC]G, US,
-    u/s, EGD, labs?, cultures?, cx, [bu]cx, cath, EEG, PET, biopsy, tap, bronch, LP, x-?ray, scan, d\.?o\.?b\.?, date
-    of birth, birth date"""
-)
+_BEFORE_A_DAY = ending(rf"(?:{_BEFORE_A_DAY_WORDS})[ :]{{1,2}}(?:the[ ]|on[ ]|of[ ])?")
+_DAY_AND_MONTH = r"(?P<month>[0-9](?<![\w/.,:\-].)\d?)/(?P<day>\d{1,2})"
 
 DATES = (
     # 2012-03-14T08:15
     Pattern(
         "date",
         verbose(
-            rf"""(?<![\w/.\-]) {_YEAR} (?P<sign>[-/.]) (?P<month>\d{{1,2}}) (?P=sign) (?P<day>\d{{1,2}})
-            (?!\d|[-/.]\d) {_TIME} (?!\d)"""
+            rf"""[12](?<![\w/.\-].)(?:(?<=1)9|(?<=2)[01])\d\d (?P<sign>[-/.]) (?P<month>\d{{1,2}}) (?P=sign)
+            (?P<day>\d{{1,2}}) (?!\d|[-/.]\d) {_TIME} (?!\d)"""
         ),
         _is_iso,
     ),
@@ -91,35 +93,32 @@ DATES = (
     Pattern(
         "date",
         verbose(
-            rf"""(?<![\w/.]) (?<!\d-) (?P<first>\d{{1,2}}) (?P<sign>[-/.]) (?P<second>\d{{1,2}}) (?P=sign)
+            rf"""(?P<first>[0-9](?<![\w/.].)(?<!\d-.)\d?) (?P<sign>[-/.]) (?P<second>\d{{1,2}}) (?P=sign)
             (?P<year>{_YEAR}|\d{{2}}) (?!\d|[/.]\d|-\d{{1,2}}-) {_TIME} (?!\d)"""
         ),
         _is_numeric,
     ),
     # 3/2012
-    Pattern(
-        "date",
-        verbose(rf"(?<![\w/.\-,]) (?:0?[1-9]|1[0-2]) / {_YEAR} (?![\w/]|[.,]\d)"),
-        needs=("/19", "/20", "/21"),
-    ),
+    Pattern("date", verbose(rf"[0-9](?<![\w/.\-,].)(?:(?<=1)[0-2]|(?<=0)[1-9]|(?<=[1-9])) / {_YEAR} (?![\w/]|[.,]\d)")),
     # 20120314
     Pattern(
         "date",
-        verbose(rf"(?<![\w/.\-]) {_YEAR} (?P<month>0[1-9]|1[0-2]) (?P<day>[0-2]\d|3[01]) (?![\w/]|[.\-]\d)"),
+        verbose(
+            r"""[12](?<![\w/.\-].)(?:(?<=1)9|(?<=2)[01])\d\d (?P<month>0[1-9]|1[0-2]) (?P<day>[0-2]\d|3[01])
+            (?![\w/]|[.\-]\d)"""
+        ),
         _is_iso,
-        ("19", "20", "21"),
     ),
     # March 14, 2012; Mar. 14th; March 14 and 15; March 2012
     Pattern(
         "date",
         verbose(
-            rf"""\b(?:{MONTHS})\b\.? (?:
+            rf"""[JFMASONDjfmasond](?<![A-Za-z].){_REST_OF_A_MONTH}\.? (?:
                 [ ,/\-]{{1,2}} (?:the[ ])? \d{{1,2}} {_ORDINAL} (?![\w/%]|[.:]\d)
                     (?: (?:[ ]?-[ ]?|[ ](?:to|and)[ ])\d{{1,2}}{_ORDINAL}(?!\w) )?
                     (?: ,?[ ]?(?:of[ ])? (?:{_YEAR}|'\d{{2}}) (?!\w) | [/\-](?:{_YEAR}|\d{{2}})(?!\w) )? {_TIME}
                 | [ ,/\-]{{1,2}} (?:of[ ])? (?:{_YEAR}|'\d{{2}}) (?!\w)
-            )""",
-            re.IGNORECASE,
+            )"""
         ),
         _is_written,
     ),
@@ -127,72 +126,67 @@ DATES = (
     Pattern(
         "date",
         verbose(
-            rf"""(?<![\w/.\-]) (?:0?[1-9]|[12]\d|3[01]) {_ORDINAL} [ \-/.]? (?:of[ ])? (?:{MONTHS})\b\.?
-            (?: [ ,\-/]{{1,2}} (?:{_YEAR}|'?\d{{2}}(?!\w|[/.:%])) )? (?!\d) {_TIME}""",
-            re.IGNORECASE,
+            rf"""[0-9](?<![\w/.\-].)(?:(?<=[12])\d|(?<=3)[01]|(?<=0)[1-9]|(?<=[1-9])) {_ORDINAL} [ \-/.]? (?:of[ ])?
+            (?i:{MONTHS})\b\.? (?: [ ,\-/]{{1,2}} (?:{_YEAR}|'?\d{{2}}(?!\w|[/.:%])) )? (?!\d) {_TIME}"""
         ),
         _is_written,
     ),
     # 14MAR2012
     Pattern(
         "date",
-        verbose(r"(?<![\w/.\-]) \d{1,2} (?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC) (?:19|20|21)?\d{2} (?!\w)"),
+        verbose(
+            r"""[0-9](?<![\w/.\-].)\d? (?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC) (?:19|20|21)?\d{2} (?!\w)"""
+        ),
     ),
     # in March
     Pattern(
         "date",
         verbose(
-            r"""\b(?:in|since|until|till|early|mid|late|last|this|next|during|by|from)[ \-] (?P<found>
-            January|February|March|April|May|June|July|August|September|October|November|December|Jan|Feb|Aug|Sept|Oct
-            |Nov|Dec) (?![\w']) (?!\.?[ ]\d)"""
+            r"""(?:January|February|March|April|May|June|July|August|September|October|November|December
+            |Jan|Feb|Aug|Sept|Oct|Nov|Dec) (?![\w']) (?!\.?[ ]\d)"""
         ),
+        before=ending(r"(?:in|since|until|till|early|mid|late|last|this|next|during|by|from)[ \-]"),
     ),
     # on 3/14; CXR 3/14; admitted 3/14-3/17
     Pattern(
         "date",
-        verbose(rf"\b(?:{_BEFORE_A_PARTIAL_DATE})[ :]{{1,2}}(?:the[ ]|on[ ]|of[ ])?{_PARTIAL_DATE}", re.IGNORECASE),
+        verbose(rf"(?P<found>{_DAY_AND_MONTH}{_TIME}(?:[ ]?-[ ]?\d{{1,2}}/\d{{1,2}})?)(?![\w/]|[.,:\-]\d)"),
         _is_partial,
-        ("/",),
+        _BEFORE_A_DAY,
     ),
     # A line that begins with a day: "3/14: extubated"
     Pattern(
         "date",
-        verbose(
-            rf"""^[ \t]{{0,8}}[\-*\[(]?[ ]?(?=\d{{1,2}}/\d{{1,2}}(?::(?!\d)|[ ]?-[ ]|[\])]|[ ]\d{{1,2}}:\d{{2}}))
-            {_PARTIAL_DATE}""",
-            re.MULTILINE,
-        ),
+        verbose(rf"(?P<found>{_DAY_AND_MONTH}{_TIME})(?=:(?!\d)|[ ]?-[ ]|[\])])"),
         _is_partial,
-        ("/",),
+        verbose(r"(?:^|\n)[ \t]{0,8}[\-*\[(]?[ ]?\Z"),
     ),
     # 3/14 08:15
     Pattern(
         "date",
         verbose(
-            r"""(?<![\w/.,:\-]) (?P<found>(?P<month>\d{1,2})/(?P<day>\d{1,2})(?:[ ](?:at[ ])?|[ ]?@[ ]?)
-            \d{1,2}:\d{2}(?:[ ]?[AaPp]\.?[Mm]\b\.?)?)(?![\d/])"""
+            rf"""(?P<found>{_DAY_AND_MONTH}(?:[ ](?:at[ ])?|[ ]?@[ ]?)\d{{1,2}}:\d{{2}}(?:[ ]?[AaPp]\.?[Mm]\b\.?)?)
+            (?![\d/])"""
         ),
         _is_partial,
-        ("/",),
     ),
 )
 """A day that no month has, such as that of a blood pressure, is none."""
 
-_AGE = r"(?P<found>9\d|1[0-2]\d)"
+_AGE = r"(?P<found>[91](?<![\w/.\-].)(?:(?<=9)\d|(?<=1)[0-2]\d))"
 AGES = (
     # 93 year old, 93yo, 93 M with; degrees Fahrenheit end in F as well
     Pattern(
         "age",
         verbose(
-            rf"""(?<![\w/.\-]) {_AGE} (?:
+            rf"""{_AGE} (?i:
                 [ \-]?(?:years?|yrs?|yr\.)[ \-]?(?:old|of[ ]age)\b
                 | [ \-]?y[ ]?[/.]?[ ]?o\b
                 | [ ]?M\b(?=[ ,])
                 | [ ]?F\b(?=[ ,]{{1,2}}(?:with|w/|who|h/o|s/p|p/w|presents|admitted|hx|c/o|transferred|found)\b)
-            )""",
-            re.IGNORECASE,
+            )"""
         ),
     ),
-    Pattern("age", verbose(rf"\baged?[ :]{{1,2}}(?:of[ ])?{_AGE}(?![\w/%+]|\.\d)", re.IGNORECASE)),
+    Pattern("age", verbose(rf"{_AGE}(?![\w/%+]|\.\d)"), before=ending(r"aged?[ :]{1,2}(?:of[ ])?")),
 )
 """Over 89: the others are no identifiers."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from clinstack.privacy.identifiers.pattern import Pattern, either, verbose
+from clinstack.privacy.identifiers.identifier import Identifier
+from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, ending, verbose
 
 _NOT_NAMES_WORDS = """
     a about above active acute additional admission admit admitted after age aged alert all allergies allergy also
@@ -38,36 +40,51 @@ _NOT_NAMES_WORDS = """
 _NOT_NAMES = frozenset(_NOT_NAMES_WORDS.split())
 _WORD = r"[A-Z](?:[a-z]{1,20}|[A-Z]{1,20}|'[A-Z][a-zA-Z]{1,20}|[a-z]{1,3}[A-Z][a-z]{1,20})(?:-[A-Z][a-zA-Z]{1,20})?"
 _INITIAL = r"[A-Z]\.?"
-_PART = rf"(?:(?:(?:de|del|la|van|von|der|den|di|da|dos|al|el|bin|ben|[Ss]t\.)[ ]){{0,2}}{_WORD})"
+_PARTICLES = "de|del|la|van|von|der|den|di|da|dos|al|el|bin|ben"
+_PART = rf"(?:(?:(?:{_PARTICLES}|[Ss]t\.)[ ]){{0,2}}{_WORD})"
 _NAME = rf"""(?:
     {_PART},[ ]{{0,2}}{_WORD}(?:[ ](?:{_INITIAL}(?!\w)|{_WORD}))?
     | {_WORD}(?:[ ]{_INITIAL}(?!\w))?(?:[ ]{_PART}){{1,2}}
     | {_INITIAL}[ ]?(?:{_INITIAL}[ ]?)?{_PART}
     | {_PART}
 )(?![a-z])"""
-_LOWER_NAME = r"(?P<found>[a-z]{3,20}(?:-[a-z]{2,20})?)\b"
+"""``Smith, John A``, ``John A. van Smith``, ``J. A. Smith`` or ``Smith``."""
+_NAME_HERE = verbose(_NAME)
+_TITLE_HERE = verbose(r"(?:Dr|DR|Mr|Mrs|Ms|MR|MRS|MS)\.?[ ]")
+_SECOND_HERE = verbose(rf"(?:,[ ]{_NAME})?,?[ ](?:and|&)[ ](?P<found>{_NAME})")
 _PARTS = re.compile(r"[A-Za-z'/\-]{2,}")
-_RELATIVES = either(
-    r"""wife, husband, son, daughter, sister, brother, mother, father, mom, dad, niece, nephew, aunt, uncle, cousin,
-    friend, grandson, granddaughter, grandmother, grandfather, spouse, partner, girlfriend, boyfriend, fianc[eé]e?,
-    neighbor, daughter-in-law, son-in-law, guardian, proxy, hcp"""
+_MAY_BEGIN = verbose(rf"[ \t(:\#](?=[A-Z]|(?:{_PARTICLES})[ ][A-Za-z])")
+_CUE = verbose(
+    r"""(?<![A-Za-z])(?P<word>[A-Za-z\-]{2,24})
+    (?: (?P<label>[ ]?[:\#][ \t]{0,8}) | (?P<title>\.?[ ]{1,2}) | (?P<apposition>,[ ]|[ ]\(|[ ]is[ ]) )\Z"""
 )
-_DONE = either(
-    """signed, dictated, transcribed, interpreted, read, reviewed, approved, entered, written, attested, cosigned,
-    verified, performed, completed, prepared, reported, ordered"""
-)
-_LABELS = either(
-    rf"""patient(?:'s)? name, pt name, name of patient, name, patient, pt, resident name, last name, first name,
-    surname, attending(?: (?:physician|md|surgeon))?, surgeon, assistants?, assistant surgeon, anesthesiologist,
-    referring(?: (?:physician|md|provider))?, provider, pcp, primary care(?: (?:physician|provider))?, physician,
-    doctor, nurse, author, dictator, transcriptionist, radiologist, pathologist, consultant,
-    (?:electronically )?(?:{_DONE.replace("|", "!")})(?: electronically)? by, health care proxy, next of kin, nok,
-    emergency contact, contact(?: (?:name|person))?, spokesperson, cc, from, to, re, {_RELATIVES.replace("|", ",")}"""
-).replace("!", "|")
-_TITLES = "(?:(?:Dr|DR|Mr|Mrs|Ms|MR|MRS|MS)\\.?[ ])?"
-_CREDENTIALS = either(
-    r"""M\.?D, R\.?N, D\.?O, N\.?P, P\.?A(?:-C)?, Ph\.?D, LICSW, LCSW, MSW, RRT, RPH, PharmD, CRNA, DPM, DDS, MBBS,
-    APRN, CNM, CRNP, MPH, PGY-?[1-9]"""
+_RELATIVES_WORDS = """
+    wife husband son daughter sister brother mother father mom dad niece nephew aunt uncle cousin friend grandson
+    granddaughter grandmother grandfather spouse partner girlfriend boyfriend fiance fiancee neighbor daughter-in-law
+    son-in-law sister-in-law brother-in-law guardian proxy hcp pcp named nurse manager worker
+"""
+_RELATIVES = frozenset(_RELATIVES_WORDS.split())
+"""``daughter Jane``, ``wife (Jane Roe)``, ``proxy is Jane``."""
+_LABELS_WORDS = """
+    name names patient pt resident surname attending surgeon surgeons assistant assistants anesthesiologist referring
+    provider care physician doctor md author dictator transcriptionist radiologist pathologist consultant by kin nok
+    contact person spokesperson cc from to re
+"""
+_LABELS = frozenset(_LABELS_WORDS.split()) | _RELATIVES
+"""The last word before a colon: ``Patient Name:``, ``Next of kin:``, ``Electronically signed by:``."""
+_TITLES_WORDS = """
+    Dr DR dr Drs Doctor Doctors doctor Prof Professor Attending attending Mr Mrs MRS Ms Miss Mister Madame Mme Rev
+    Reverend Nurse
+"""
+_TITLES = frozenset(_TITLES_WORDS.split())
+"""As they are written: MR and ms are magnetic resonance, mitral regurgitation, mental status."""
+_DOTTED_TITLES = frozenset(("MR", "MS"))
+_BY = ending(
+    either(
+        """signed, dictated, transcribed, interpreted, read, reviewed, approved, entered, written, attested, cosigned,
+        verified, performed, completed, prepared, reported, ordered, seen, evaluated, followed, referred, accompanied,
+        brought in"""
+    ).join(("(?:", r")[ ](?:electronically[ ])?by[ ]"))
 )
 
 
@@ -77,69 +94,78 @@ def is_name(words: str) -> bool:
     return bool(parts) and not any(part.lower() in _NOT_NAMES for part in parts)
 
 
-def _is_name(match: re.Match[str]) -> bool:
-    return is_name(match["found"])
-
-
-def _begins_as_name(match: re.Match[str]) -> bool:
-    """After a title the first word decides: in "Dr. Smith Cardiology" the name is cut by nothing."""
-    parts = _PARTS.findall(match["found"])
+def _begins_as_name(words: str) -> bool:
+    parts = _PARTS.findall(words)
     return bool(parts) and parts[0].lower() not in _NOT_NAMES
 
 
+class CuedNames:
+    """Names after a word that announces one: a title, a label with its colon, a relative, "signed by"."""
+
+    def find(self, text: str) -> Iterator[Identifier]:
+        """Yield what stands in ``text``, by position."""
+        for begin in _MAY_BEGIN.finditer(text):
+            start = begin.end()
+            cue = _CUE.search(text, max(0, start - REACH), start)
+            if cue is None:
+                continue
+            titled = self._is_title(cue)
+            if not (titled or self._announces(text, cue)):
+                continue
+            title = None if titled else _TITLE_HERE.match(text, start)
+            name = _NAME_HERE.match(text, title.end() if title else start)
+            # After a title the first word decides: what follows a name is capitalized too in "Dr. Smith Cardiology".
+            if name is None or not (_begins_as_name if titled or title else is_name)(name.group()):
+                continue
+            yield Identifier(name.start(), name.end(), "name", NAME)
+            second = _SECOND_HERE.match(text, name.end()) if cue["word"] in ("Drs", "Doctors") else None
+            if second is not None and is_name(second["found"]):
+                yield Identifier(second.start("found"), second.end("found"), "name", NAME)
+
+    @staticmethod
+    def _is_title(cue: re.Match[str]) -> bool:
+        word, sign = cue["word"], cue["title"]
+        return sign is not None and (word in _TITLES or (word in _DOTTED_TITLES and sign[0] == "."))
+
+    @staticmethod
+    def _announces(text: str, cue: re.Match[str]) -> bool:
+        word = cue["word"].lower()
+        if cue["label"] is not None:
+            return word in _LABELS
+        if word == "by":
+            return _BY.search(text, max(0, cue.end() - REACH), cue.end()) is not None
+        return word in _RELATIVES and cue["title"] != ". "
+
+
+class SignedNames:
+    """Names before a degree: ``J. Smith, MD``."""
+
+    _degree = verbose(
+        r"""[MRDNPLACD](?<=[ ].)(?<=[A-Za-z.,][ ].)
+        (?:(?<=M)\.?D|(?<=R)\.?N|(?<=D)\.?O|(?<=N)\.?P|(?<=P)\.?A(?:-C)?|(?<=P)h\.?D|(?<=L)ICSW|(?<=L)CSW|(?<=M)SW|(?<=R)RT
+        |(?<=R)PH|(?<=P)harmD|(?<=C)RNA|(?<=D)PM|(?<=D)DS|(?<=M)BBS|(?<=A)PRN|(?<=C)NM|(?<=C)RNP|(?<=M)PH|(?<=P)GY-?[1-9])
+        (?![A-Za-z])"""
+    )
+    _name = verbose(rf"(?<![\w.]) (?P<found>{_NAME}),?[ ]\Z")
+
+    def find(self, text: str) -> Iterator[Identifier]:
+        """Yield what stands in ``text``, by position."""
+        for degree in self._degree.finditer(text):
+            start, end = max(0, degree.start() - REACH), degree.start()
+            # The longest row of words comes first; "Attending Jane Roe, MD" leaves "Jane Roe" at the second try.
+            for _ in range(4):
+                name = self._name.search(text, start, end)
+                if name is None or is_name(name["found"]):
+                    break
+                start = name.start("found") + 1
+            if name is not None and is_name(name["found"]):
+                yield Identifier(name.start("found"), name.end("found"), "name", NAME)
+
+
+_LOWER_NAME = r"\.?[ ](?P<found>[a-z]{3,20}(?:-[a-z]{2,20})?)\b"
 NAMES = (
-    # Name: Smith, John
-    Pattern(
-        "name",
-        verbose(rf"(?<!\w) (?i:{_LABELS}) [ ]?[:\#][ \t]{{0,8}} {_TITLES} (?P<found>{_NAME})"),
-        _is_name,
-        (":", "#"),
-    ),
-    # signed by Jane Roe; accompanied by her daughter Jane
-    Pattern(
-        "name",
-        verbose(
-            rf"""\b(?i:{_DONE}|seen|evaluated|followed|referred|accompanied|brought[ ]in)[ ](?i:electronically[ ])?
-            (?i:by)[ ] (?:(?:his|her|the|their)[ ](?:{_RELATIVES}|nurse)[ ])? {_TITLES} (?P<found>{_NAME})"""
-        ),
-        _is_name,
-        ("by", "BY", "By"),
-    ),
-    # Dr. Smith; Drs. Smith and Jones
-    Pattern(
-        "name",
-        verbose(rf"\b(?:Dr|DR|dr|Drs|[Dd]octor|Prof|Professor|[Aa]ttending)\b\.?[ ]{{1,2}}(?P<found>{_NAME})"),
-        _begins_as_name,
-        ("Dr", "DR", "dr", "octor", "rof", "ttending"),
-    ),
-    Pattern(
-        "name",
-        verbose(rf"\b(?:Drs|Doctors)\b\.?[ ]{_NAME}(?:,[ ]{_NAME})?,?[ ](?:and|&)[ ](?P<found>{_NAME})"),
-        _begins_as_name,
-        ("Drs", "octors"),
-    ),
-    Pattern("name", verbose(rf"\bdr\.?[ ]{_LOWER_NAME}"), _is_name, ("dr",)),
-    # Mr. Smith. MR and ms are magnetic resonance, mitral regurgitation, mental status
-    Pattern(
-        "name",
-        verbose(
-            rf"""\b(?:(?:Mr|Ms)\b\.?|M[RS]\.|M(?:rs|RS)\b\.?|Miss|Mister|Madame|Mme|Sister|Father|Rev\.?|Reverend|Nurse)
-            [ ]{{1,2}}(?P<found>{_NAME})"""
-        ),
-        _begins_as_name,
-        ("M", "Sister", "Father", "Rev", "Nurse"),
-    ),
-    Pattern("name", verbose(rf"\bmrs\.?[ ]{_LOWER_NAME}"), _is_name, ("mrs",)),
-    # J. Smith, MD
-    Pattern("name", verbose(rf"(?<![\w.]) (?P<found>{_NAME}),?[ ](?:{_CREDENTIALS})\b(?![a-z])"), _is_name),
-    # her daughter Jane; wife (Jane Roe)
-    Pattern(
-        "name",
-        verbose(
-            rf"""\b(?i:{_RELATIVES}|pcp|named|nurse|social[ ]worker|case[ ]manager) (?:,[ ]|[ ]\(|[ ]is[ ]|[ ])
-            {_TITLES} (?P<found>{_NAME})"""
-        ),
-        _is_name,
-    ),
+    CuedNames(),
+    SignedNames(),
+    Pattern("name", verbose(rf"dr(?<![A-Za-z]dr){_LOWER_NAME}"), lambda match: is_name(match["found"])),
+    Pattern("name", verbose(rf"mrs(?<![A-Za-z]mrs){_LOWER_NAME}"), lambda match: is_name(match["found"])),
 )
-"""A name is ``Smith, John A``, ``John A. van Smith``, ``J. A. Smith`` or ``Smith``."""

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from clinstack.privacy.identifiers.pattern import Pattern, either, verbose
+from clinstack.privacy.identifiers.identifier import Identifier
+from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, verbose
 
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ ]?\#?\d{2,6}(?!\w))?"
-_NORTH_AMERICAN = rf"""
-    (?: \+?1[ .\-]? )?
-    (?: \(\d{{3}}\)[ .\-]{{0,2}}\d{{3}}[ .\-]\d{{4}}
-      | [2-9]\d{{2}}[.\-/][2-9]\d{{2}}[.\-]\d{{4}} )
-    (?![\w]|[.\-]\d) {_EXTENSION}"""
-_AFTER_A_LABEL = rf"""(?P<found> \+?\(?\d(?:[ .\-()/]{{0,2}}\d){{3,14}} (?!\w) {_EXTENSION})"""
 _MEASURE = re.compile(
     r"\s*(?:-\s*)?(?:%|/|x10|(?:"
     + either(
@@ -46,108 +42,137 @@ def _is_internet_address(match: re.Match[str]) -> bool:
     return all(int(part) < 256 for part in match.group().split("."))
 
 
-_NUMBER = r"(?:[ ]?(?:no|number|num|phone|\#))?"
-
 PHONES = (
+    # 617-555-0123, 1-617-555-0123
     Pattern(
-        "fax",
+        "phone",
         verbose(
-            rf"\b(?:fax|facsimile)\b {_NUMBER} [ .:\#]{{0,3}} (?:is[ ]|to[ ]|at[ ])? {_AFTER_A_LABEL}", re.IGNORECASE
+            rf"""[0-9](?<![\w(+].)(?<!\d[.\-].) (?: (?<=1)[ .\-]?[2-9])? (?<=[2-9])\d{{2}}[.\-/][2-9]\d{{2}}[.\-]\d{{4}}
+            (?!\w|[.\-]\d) {_EXTENSION}"""
         ),
-        needs=("ax", "AX", "acsim", "ACSIM"),
+        _is_no_measure,
     ),
-    # 617-555-0123, (617) 555-0123
-    Pattern("phone", verbose(rf"(?<![\w(+]) (?<!\d[.\-]) {_NORTH_AMERICAN}"), _is_no_measure),
-    Pattern("phone", verbose(rf"(?<!\w) (?=[+(]) {_NORTH_AMERICAN}"), _is_no_measure),
+    # (617) 555-0123, +1 617 555 0123
+    Pattern(
+        "phone",
+        verbose(
+            rf"""[+(](?<!\w.) (?: (?<=\+)1[ .\-]?\(? | (?<=\() ) \d{{3}}\)?[ .\-]{{0,2}}\d{{3}}[ .\-]\d{{4}}
+            (?!\w|[.\-]\d) {_EXTENSION}"""
+        ),
+        _is_no_measure,
+    ),
     # 555-0123
     Pattern(
         "phone",
-        verbose(rf"(?<![\w.\-/()+,]) [2-9]\d{{2}}-\d{{4}} (?![\w/]|[.\-]\d) {_EXTENSION}"),
+        verbose(rf"[2-9](?<![\w.\-/()+,].)\d{{2}}-\d{{4}} (?![\w/]|[.\-]\d) {_EXTENSION}"),
         _is_no_measure,
     ),
     # +44 20 7946 0958
     Pattern(
         "phone",
-        verbose(r"(?<![\w+]) (?:\+|00)[1-9]\d{0,2} (?:[ .\-]?\(0\))? (?:[ .\-/]?\d{1,5}){2,6} (?!\w)"),
+        verbose(r"[+0](?<![\w+].)(?:(?<=\+)|(?<=0)0)[1-9]\d{0,2} (?:[ .\-]?\(0\))? (?:[ .\-/]?\d{1,5}){2,6} (?!\w)"),
         lambda match: 8 <= _digits(match.group()) <= 15,
-        ("+", "00"),
-    ),
-    Pattern(
-        "phone",
-        verbose(
-            rf"""\b(?:tel|telephone|phone|cell|mobile|pager|beeper|paged?|call|called|reach(?:ed)?[ ]at|home|work
-            |contact|ext|extension)\b {_NUMBER} [ .:\#]{{1,3}} (?:is[ ]|at[ ])? {_AFTER_A_LABEL}""",
-            re.IGNORECASE,
-        ),
-        _is_called,
     ),
     # x4321, x5-4321: within the house
-    Pattern("phone", verbose(r"(?<![\w.*]) [xX] (?:\d-)?\d{4,5} (?![\w%]|[.,\-/]\d)"), None, ("x", "X")),
+    Pattern("phone", verbose(r"[xX](?<![\w.*].) (?:\d-)?\d{4,5} (?![\w%]|[.,\-/]\d)")),
 )
 
-_VALUE = r"(?P<found> (?=[A-Za-z\-]{0,4}\d) [A-Za-z0-9](?:[\-./]?[A-Za-z0-9]){3,24} ) (?!\w)"
+_N = r"(?:id|no\.?|number|nbr|num\.?|\#)"
 
 
-def _labelled(kind: str, labels: str) -> Pattern:
-    """Describe a number of four digits or more after what it is called; ``N`` stands for "number", "no.", "id", "#"."""
-    called = re.sub(r"\bN\b", r"(?:id|no\\.?|number|nbr|num|\\#)", either(labels))
-    expression = verbose(
-        rf"""(?<!\w) (?:{called}) (?:[ ]?(?:number|no\.?|num\.?|nbr|id|\#))? (?!\w) [ \t]?[:\#=]{{0,2}}[ \t]{{0,3}}
-        (?:is[ ]|was[ ])? {_VALUE}""",
-        re.IGNORECASE,
-    )
-    return Pattern(kind, expression, lambda match: _digits(match["found"]) >= 4)
+def _called(labels: str) -> str:
+    """Make an expression of what a number is called; ``N`` stands for "number", "no.", "id" or "#"."""
+    return re.sub(r"\bN\b", lambda _: _N, either(labels))
 
 
-LABELLED = (
-    Pattern(
-        "ssn",
-        verbose(r"(?<![\w\-.]) (?P<area>[0-8]\d{2})-(?P<group>\d{2})-(?P<serial>\d{4}) (?!\w|-\d)"),
-        _is_social_security,
-        ("-",),
-    ),
-    Pattern(
-        "ssn",
-        verbose(
-            rf"""\b(?:ssn|ss\#|soc(?:ial|\.)?[ ]sec(?:urity|\.)?) {_NUMBER} [ :\#]{{0,3}} (?:is[ ])?
-            (?P<found>(?P<area>\d{{3}})[ \-]?(?P<group>\d{{2}})[ \-]?(?P<serial>\d{{4}})) (?!\w)""",
-            re.IGNORECASE,
-        ),
-        _is_social_security,
-    ),
-    _labelled(
-        "mrn",
+_LABELS = {
+    "ssn": _called(r"ssn, ss\#, soc(?:ial|\.)? sec(?:urity|\.)?"),
+    "mrn": _called(
         r"""mrn, mr N, mr\#, med(?:ical)?\.? rec(?:ord)?s?, unit N, hospital N, chart, record N, empi, hrn, nhs,
-        (?:patient|pt|pat|hosp)[ .]?N""",
+        (?:patient|pt|pat|hosp)[ .]?N"""
     ),
-    _labelled(
-        "account",
+    "account": _called(
         r"""acct\.?, account, encounter, visit, csn, fin, har, case, accession, acc\#, admission N, specimen, order
-        N, job, document, dictation, confirmation, report N, clip, protocol, study id""",
+        N, job, document, dictation, confirmation, report N, clip, protocol, study id"""
     ),
-    _labelled(
-        "plan",
+    "plan": _called(
         r"""(?:health[ ]?)?plan N, policy, member, subscriber, beneficiary, group N, medicare, medicaid, hicn?, mbi,
-        insurance N""",
+        insurance N"""
     ),
-    _labelled("license", r"lic(?:ense|ence)?\.?, dea, npi, upin, certificate, passport, driver'?s? lic(?:ense|ence)?"),
-    _labelled("vehicle", r"vin, (?:license|licence|number) plate, plate, registration"),
-    _labelled("device", r"serial, s/n, sn, lot, model N, device N, udi, imei"),
+    "license": _called(r"lic(?:ense|ence)?\.?, dea, npi, upin, certificate, passport, driver'?s? lic(?:ense|ence)?"),
+    "vehicle": _called(r"vin, (?:license|licence|number) plate, plate, registration"),
+    "device": _called(r"serial, s/n, sn, lot, model N, device N, udi, imei"),
+    "fax": r"fax|facsimile",
+    "phone": either(
+        """tel, telephone, phone, cell, mobile, pager, beeper, paged?, call, called, reached at, reach at, home,
+        work, contact, ext, extension"""
+    ),
+}
+_LABEL = verbose(
+    r"(?<!\w) (?:"
+    + "|".join(f"(?P<{kind}>{labels})" for kind, labels in _LABELS.items())
+    + rf""") (?:[ ]?{_N})? (?!\w) [ \t]?[.:\#=]{{0,2}}[ \t]{{0,3}} (?:(?:is|was|at|to)[ ])?
+    (?P<prefix>[+(]{{0,2}}|[A-Za-z]{{1,4}}-?)\Z""",
+    re.IGNORECASE,
 )
-"""Numbers after what they are called."""
+_CUES_WORDS = """
+    ssn ss# sec mrn mr med unit hosp chart record empi hrn nhs pat pt acc encounter visit csn fin har case admission
+    specimen order job doc dictation confirmation report clip protocol study plan policy member subscriber benef
+    group medic hic mbi insurance lic dea npi upin certif passport vin plate registr serial s/n sn lot model device
+    udi imei fax facsi tel phone cell mobile pager beeper page call reach home work contact ext
+"""
+_CUES = tuple(_CUES_WORDS.split())
+"""One of them stands in each label; looked for first."""
+_DIGITS = verbose(r"[0-9](?<!\d.)(?:[ .\-()/]{0,2}\d){3}")
+_PHONE_VALUE = verbose(rf"[+(]{{0,2}}\d(?:[ .\-()/]{{0,2}}\d){{3,15}}(?!\w){_EXTENSION}")
+_ID_VALUE = verbose(r"[A-Za-z0-9](?:[\-./]?[A-Za-z0-9]){3,24}(?!\w)")
+_SOCIAL_SECURITY = verbose(r"(?P<area>\d{3})[ \-]?(?P<group>\d{2})[ \-]?(?P<serial>\d{4})(?!\w|-\d)")
+_DATE = verbose(
+    r"""\d{1,2}([/.])\d{1,2}\1\d{2,4} | \d{1,2}-\d{1,2}-(?:19|20|21)\d\d
+    | (?:19|20|21)\d\d(?:([/\-.])\d{1,2}\2\d{1,2})?"""
+)
+
+
+class LabelledNumbers:
+    """Numbers of four digits or more after what they are called."""
+
+    def find(self, text: str) -> Iterator[Identifier]:
+        """Yield what stands in ``text``, by position."""
+        for digits in _DIGITS.finditer(text):
+            start = digits.start()
+            first = max(0, start - REACH)
+            words = text[first:start].lower()
+            if not any(cue in words for cue in _CUES):
+                continue
+            label = _LABEL.search(text, first, start)
+            if label is None:
+                continue
+            kind = next(name for name in _LABELS if label[name] is not None)
+            expression = {"ssn": _SOCIAL_SECURITY, "phone": _PHONE_VALUE, "fax": _PHONE_VALUE}.get(kind, _ID_VALUE)
+            value = expression.match(text, label.start("prefix"))
+            if value is None or _digits(value.group()) < 4 or _DATE.fullmatch(value.group()):
+                continue
+            if _is_social_security(value) if kind == "ssn" else _is_no_measure(value):
+                yield Identifier(value.start(), value.end(), kind, NAME)
+
 
 UNLABELLED = (
-    # 12345678, A1234567, 123-45-67, 123-456-789
-    Pattern("mrn", verbose(r"(?<![\w.\-/+\#(]) \#?(?:[A-Z]{1,3}-?)?\d{7,12} (?![\w/%]|[.\-]\d)"), _is_no_measure),
-    Pattern("mrn", verbose(r"(?<![\w.\-/]) \d{3}-\d{2}-\d{2}(?:-\d)? (?!\w|-\d)"), None, ("-",)),
-    Pattern("mrn", verbose(r"(?<![\w.\-/]) \d{2,3}-\d{3}-\d{3} (?!\w|-\d)"), None, ("-",)),
-    # 17 letters and digits without I, O and Q (ISO 3779)
     Pattern(
-        "vehicle",
-        verbose(r"\b (?=[0-9]{0,10}[A-HJ-NPR-Z]) [A-HJ-NPR-Z0-9]{11}\d{6} \b"),
+        "ssn",
+        verbose(r"(?P<area>[0-8](?<![\w\-.].)\d{2})-(?P<group>\d{2})-(?P<serial>\d{4}) (?!\w|-\d)"),
+        _is_social_security,
     ),
+    # 12345678, A1234567, 123-45-67, 123-456-789
+    Pattern("mrn", verbose(r"[0-9](?<![\w.\-/+(].) \d{6,11} (?![\w/%]|[.\-]\d)"), _is_no_measure),
+    Pattern("mrn", verbose(r"[A-Z](?<!\w.) (?:[A-Z]{0,2}-?) \d{6,12} (?![\w/%]|[.\-]\d)")),
+    Pattern("mrn", verbose(r"[0-9](?<![\w.\-/].) \d{2}-\d{2}-\d{2}(?:-\d)? (?!\w|-\d)")),
+    Pattern("mrn", verbose(r"[0-9](?<![\w.\-/].) \d{1,2}-\d{3}-\d{3} (?!\w|-\d)")),
+    # The Medicare beneficiary identifier
+    Pattern("plan", verbose(r"[1-9](?<!\w.)[A-Z][A-Z0-9]\d-?[A-Z][A-Z0-9]\d-?[A-Z]{2}\d{2}(?!\w)")),
+    # 17 letters and digits without I, O and Q (ISO 3779)
+    Pattern("vehicle", verbose(r"[A-HJ-NPR-Z0-9](?<!\w.)(?<=[A-Z1-9])(?=\d{0,10}[A-Z])[A-HJ-NPR-Z0-9]{10}\d{6}(?!\w)")),
     # The address of a network card
-    Pattern("device", verbose(r"\b [0-9A-Fa-f]{2}(?:[:\-][0-9A-Fa-f]{2}){5} (?![\w:\-])")),
+    Pattern("device", verbose(r"[0-9A-Fa-f](?<![\w:\-].)[0-9A-Fa-f](?:[:\-][0-9A-Fa-f]{2}){5} (?![\w:\-])")),
 )
 """Numbers that look like nothing else in medicine."""
 
@@ -155,25 +180,22 @@ _PATH = r"""(?:/[^\s<>"']{0,2000}(?<![.,;:!?)\]]))?"""
 NETWORK = (
     Pattern(
         "email",
-        verbose(r"(?<![\w.%+\-]) [\w.%+\-]{1,64} @ (?:[A-Za-z0-9\-]{1,63}\.){1,5} [A-Za-z]{2,24} \b"),
-        needs=("@",),
+        verbose(r"@ (?:[A-Za-z0-9\-]{1,63}\.){1,5} [A-Za-z]{2,24} \b"),
+        before=re.compile(r"(?<![\w.%+\-])(?P<found>[\w.%+\-]{1,64})\Z"),
     ),
-    Pattern("url", verbose(r"""\b(?:https?|ftp)://[^\s<>"']{2,2000}(?<![.,;:!?)\]])""", re.IGNORECASE), needs=("://",)),
-    Pattern("url", verbose(rf"(?<![\w./@]) [Ww]{{3}}\.[\w\-]{{1,63}}(?:\.[\w\-]{{1,63}}){{1,5}}{_PATH}")),
+    Pattern("url", verbose(r"""(?i:https?|ftp)://[^\s<>"']{2,2000}(?<![.,;:!?)\]])"""), needs=("://",)),
+    Pattern("url", verbose(rf"[Ww](?<![\w./@].)[Ww]{{2}}\.[\w\-]{{1,63}}(?:\.[\w\-]{{1,63}}){{1,5}}{_PATH}")),
     Pattern(
         "url",
-        verbose(
-            rf"""(?<![\w./@\-]) (?:[A-Za-z0-9\-]{{1,63}}\.){{1,4}} (?:com|org|net|edu|gov|info|co\.uk|ac\.uk|nhs\.uk|io
-            |health) (?![\w\-]) {_PATH}"""
-        ),
-        needs=(".com", ".org", ".net", ".edu", ".gov", ".info", ".uk", ".io", ".health"),
+        verbose(rf"\. (?:com|org|net|edu|gov|info|co\.uk|ac\.uk|nhs\.uk|io|health) (?![\w\-]|\.\w) {_PATH}"),
+        before=re.compile(r"(?<![\w./@\-])(?P<found>[A-Za-z0-9][\w\-]{0,40}(?:\.[\w\-]{1,40}){0,3})\Z"),
     ),
-    Pattern("ip", verbose(r"(?<![\w.]) \d{1,3}(?:\.\d{1,3}){3} (?!\w|\.\d)"), _is_internet_address),
+    Pattern("ip", verbose(r"[0-9](?<![\w.].)\d{0,2}(?:\.\d{1,3}){3} (?!\w|\.\d)"), _is_internet_address),
     Pattern(
         "ip",
         verbose(
-            r"""(?<![\w:]) (?: (?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}
-            | (?:[0-9A-Fa-f]{1,4}:){1,6}(?::[0-9A-Fa-f]{1,4}){1,6} ) (?![\w:])"""
+            r"""[0-9A-Fa-f](?<![\w:].) (?: [0-9A-Fa-f]{0,3}(?::[0-9A-Fa-f]{1,4}){7}
+            | [0-9A-Fa-f]{0,3}:(?:[0-9A-Fa-f]{1,4}:){0,5}(?::[0-9A-Fa-f]{1,4}){1,6} ) (?![\w:])"""
         ),
     ),
 )

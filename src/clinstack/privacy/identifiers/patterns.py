@@ -7,17 +7,27 @@ from collections.abc import Iterator
 from clinstack.privacy.identifiers.dates import AGES, DATES
 from clinstack.privacy.identifiers.identifier import PLACEHOLDER, Identifier
 from clinstack.privacy.identifiers.names import NAMES
-from clinstack.privacy.identifiers.numbers import LABELLED, NETWORK, PHONES, UNLABELLED
+from clinstack.privacy.identifiers.numbers import NETWORK, PHONES, UNLABELLED, LabelledNumbers
 from clinstack.privacy.identifiers.pattern import NAME, Pattern, verbose
 from clinstack.privacy.identifiers.places import PLACES
 
 PLACEHOLDERS = (
-    # MIMIC-III's, MIMIC-IV's, and what `prepare --scrub=tags` writes.
-    Pattern(PLACEHOLDER, verbose(r"\[\*\* [^\[\]]{0,200} \*\*\]"), None, ("[**",)),
-    Pattern(PLACEHOLDER, verbose(r"(?<!_) ___ (?!_)"), None, ("___",)),
-    Pattern(PLACEHOLDER, verbose(r"\[(?:[A-Z]{2,12}|REDACTED|90\+)\]"), None, ("[",)),
+    # MIMIC-III's, MIMIC-IV's, and what `prepare --scrub-with tags` writes.
+    Pattern(PLACEHOLDER, verbose(r"\[\*\* [^\[\]]{0,200} \*\*\]")),
+    Pattern(PLACEHOLDER, verbose(r"___ (?<!____) (?!_)")),
+    Pattern(PLACEHOLDER, verbose(r"\[(?:[A-Z]{2,12}|90\+)\]")),
 )
-PATTERNS = (*PLACEHOLDERS, *NETWORK, *LABELLED, *PHONES, *DATES, *AGES, *UNLABELLED, *PLACES, *NAMES)
+PATTERNS = (
+    *PLACEHOLDERS,
+    *NETWORK,
+    LabelledNumbers(),
+    *PHONES,
+    *DATES,
+    *AGES,
+    *UNLABELLED,
+    *PLACES,
+    *NAMES,
+)
 """Of two that match the same characters the earlier gives the kind."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from clinstack.privacy.identifiers.pattern import Pattern, either, verbose
+from clinstack.privacy.identifiers.pattern import Pattern, either, ending, verbose
 
 _STATE = either(
     r"""AL, AK, AZ, AR, CA, CO, CT, DE, DC, FL, GA, HI, ID, IL, IN, IA, KS, KY, LA, ME, MD, MA, MI, MN, MS, MO, MT,
@@ -72,7 +72,7 @@ PLACES = (
     Pattern(
         "address",
         verbose(
-            rf"""(?<![\w.,/\-\#]) \d{{1,5}}[A-Z]?,?[ ](?P<street>(?:[NSEW]\.?[ ]|(?:North|South|East|West)[ ])?
+            rf"""[0-9](?<![\w.,/\-\#].)\d{{0,4}}[A-Z]?,?[ ](?P<street>(?:[NSEW]\.?[ ]|(?:North|South|East|West)[ ])?
             (?:[A-Z][A-Za-z.'\-]{{1,20}}[ ]|\d{{1,3}}(?:st|nd|rd|th)[ ]){{1,3}}) (?:{_STREET})\b\.? {_UNIT}{_TAIL}"""
         ),
         _is_street,
@@ -80,28 +80,40 @@ PLACES = (
     Pattern(
         "address",
         verbose(
-            r"""(?<![\w.,/\-\#]) \d{1,5}[ ](?P<street>(?:[a-z][a-z.'\-]{2,20}[ ]){1,2})
+            r"""[0-9](?<![\w.,/\-\#].)\d{0,4}[ ](?P<street>(?:[a-z][a-z.'\-]{2,20}[ ]){1,2})
             (?:street|avenue|ave|road|rd|lane|drive|boulevard|blvd|court|terrace|circle)\b\.?"""
         ),
         _is_street,
     ),
-    Pattern("address", verbose(rf"\b(?:P\.?[ ]?O\.?|p\.?o\.?|Post[ ]Office)[ ]?[Bb](?:ox|OX)[ ]\#?\d{{1,6}}{_TAIL}")),
+    Pattern(
+        "address", verbose(rf"[Pp](?<!\w.)(?:(?i:\.?[ ]?O\.?)|ost[ ]Office)[ ]?[Bb](?:ox|OX)[ ]\#?\d{{1,6}}{_TAIL}")
+    ),
     # Springfield, MA 01101
-    Pattern("address", verbose(rf"(?<!\w) {_CITY},?[ ](?:{_STATE})\.?,?[ ]{{1,2}}{_ZIP}")),
+    Pattern(
+        "address",
+        verbose(r"[0-9](?<![\w\-.].)\d{4}(?:-\d{4})?(?!\w|-\d)"),
+        before=verbose(rf"(?<!\w) (?P<found>{_CITY},?[ ](?:{_STATE})\.?,?[ ]{{1,2}})\Z"),
+    ),
+    Pattern(
+        "address",
+        verbose(r"[0-9](?<![\w\-.].)\d{4}(?:-\d{4})?(?!\w|-\d)"),
+        before=ending(r"zip(?:[ ]?code)?[ :\#]{1,3}"),
+    ),
+    Pattern("address", verbose(r"[0-9](?<![\w\-.].)\d{4}-\d{4}(?!\w|-\d)")),
     # lives in Salem, MA
     Pattern(
         "address",
-        verbose(
-            rf"""\b(?i:lives|living|resides|residing|resident|born|raised|grew[ ]up|moved|visiting|home|works|from
-            |native)[ ](?:(?:in|from|of|near|to|at)[ ])? (?P<found>{_CITY},[ ](?:{_STATE})\b)"""
+        verbose(rf",[ ](?:{_STATE})\b"),
+        before=verbose(
+            rf"""(?<!\w)(?i:lives|living|resides|residing|resident|born|raised|grew[ ]up|moved|visiting|home|works|from
+            |native)[ ](?:(?:in|from|of|near|to|at)[ ])?(?P<found>{_CITY})\Z"""
         ),
     ),
-    Pattern("address", verbose(rf"\b(?i:zip)(?:[ ]?(?i:code))?[ :\#]{{1,3}}(?P<found>{_ZIP})"), None, ("ip", "IP")),
-    Pattern("address", verbose(r"(?<![\w\-.]) \d{5}-\d{4} (?!\w|-\d)"), None, ("-",)),
+    # St. Mary's Hospital
     Pattern(
         "hospital",
         verbose(
-            rf"""(?<![\w'&\-]) (?P<name>(?:[A-Z][A-Za-z'&\-]{{1,24}}|St\.|Mt\.)[ ]
+            rf"""(?P<name>[A-Z](?<![\w'&\-].)(?:[A-Za-z'&\-]{{1,24}}|t\.)[ ]
             (?:(?:[A-Z][A-Za-z'&\-]{{1,24}}|St\.|Mt\.|of|the|and|&)[ ]){{0,4}}?) (?:{_INSTITUTION})(?!\w)"""
         ),
         _is_named,
