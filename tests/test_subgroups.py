@@ -18,7 +18,9 @@ from clinstack.evaluate.subgroups import SMALLEST
 from clinstack.notes.groups import group_of, read_groups
 from clinstack.notes.read import Examples
 from clinstack.recipe import EvaluationRecipe
+from clinstack.report.build import build_report
 from clinstack.tasks import Task
+from fake_runs import write_runs
 
 TASK = Task("mortality", "binary", ("survived", "died"))
 SETTINGS = EvaluationRecipe(resamples=200)
@@ -92,7 +94,9 @@ def test_small_groups_are_hidden_and_cannot_be_worked_out() -> None:
     group = np.array(split.groups["sex"])  # type: ignore[index]
     few = np.repeat(np.arange(200) < SMALLEST - 1, 2)
     group = np.where(few, "other", group)
-    metrics = measure_split(TASK, SplitScores(split.labels, split.logits, split.patient_ids, {"sex": group}), SETTINGS)
+    metrics = measure_split(
+        TASK, SplitScores(split.labels, split.logits, split.patient_ids, {"sex": group.tolist()}), SETTINGS
+    )
     found = by_group(metrics, "sex")
     assert found["other"] == {
         "attribute": "sex",
@@ -113,7 +117,7 @@ def test_a_share_of_few_patients_is_not_shown() -> None:
     labels[group == "female"] = 0
     labels[np.flatnonzero(group == "female")[:8]] = 1
     metrics = measure_split(
-        TASK, SplitScores(labels.tolist(), split.logits, split.patient_ids, {"sex": group}), SETTINGS
+        TASK, SplitScores(labels.tolist(), split.logits, split.patient_ids, {"sex": group.tolist()}), SETTINGS
     )
     female, male = by_group(metrics, "sex")["female"], by_group(metrics, "sex")["male"]
     assert "auroc" not in female
@@ -184,3 +188,35 @@ def test_groups_of_examples(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns("encounter_id"), tmp_path / "admissions.parquet")
     with pytest.raises(InputError, match="the column encounter_id is missing"):
         read_groups(folder, examples)
+
+
+def with_subgroups(root: Path, gap: dict[str, Any]) -> Path:
+    """Runs of one task, one of which says something of two groups."""
+    write_runs(root, ("mortality",))
+    file = next(path for path in root.glob("**/lora/metrics.json"))
+    metrics = json.loads(file.read_text())
+    figure = {"value": 0.7, "interval": [0.6, 0.8]}
+    metrics.setdefault("test", {})["subgroups"] = {
+        "groups": [
+            {"attribute": "sex", "group": "female", "patients": 40, "auroc": figure, "gaps": {"auroc": gap}},
+            {"attribute": "sex", "group": "other", "patients": "<10", "why": "fewer than 10 patients"},
+        ]
+    }
+    file.write_text(json.dumps(metrics))
+    return root
+
+
+def test_the_report_says_for_whom_it_works(tmp_path: Path) -> None:
+    gap = {"value": -0.2, "interval": [-0.3, -0.1], "p": 0.001, "p_holm": 0.004, "holds": True}
+    paths = build_report(with_subgroups(tmp_path / "worse", gap), resamples=100)
+    page = paths.markdown.read_text()
+    assert "AUROC of female (sex) is −0.200 [−0.300 to −0.100] against everybody else." in page
+    assert "| female | 40 | **0.700** (0.600 to 0.800) |" in page
+    assert "| other | <10 | – |" in page
+    measures = json.loads(paths.json.read_text())["measures"]
+    assert [row["stack"] for row in measures if "subgroups" in row] == ["lora"]
+    alike = build_report(with_subgroups(tmp_path / "alike", gap | {"holds": False}), resamples=100).markdown.read_text()
+    assert "No group's AUROC differs from everybody else's beyond chance" in alike
+    assert "| female | 40 | 0.700 (0.600 to 0.800) |" in alike
+    plain = build_report(write_runs(tmp_path / "plain", ("mortality",)), resamples=100).markdown.read_text()
+    assert "For whom it works" not in plain

@@ -23,6 +23,7 @@ from clinstack.report.tables.answers import answer_sentences, answer_tables
 from clinstack.report.tables.cells import Table
 from clinstack.report.tables.codes import code_file
 from clinstack.report.tables.listing import all_tables
+from clinstack.report.tables.subgroups import subgroup_sentences
 from clinstack.report.tuning import tuning_tables
 
 if TYPE_CHECKING:
@@ -207,6 +208,12 @@ def _sections(
                 Gallery(figures.calibration, "Reliability diagrams"),
                 Gallery(figures.decision, "Decision curves"),
             ),
+        ),
+        Section(
+            "subgroups",
+            "For whom it works",
+            subgroup_sentences(summary),
+            blocks=[table for key, table in tables.items() if key.startswith("subgroups-")],
         ),
         Section("classes", "Class by class", blocks=codes),
         Section("training", "How training went", blocks=blocks(Gallery(figures.learning, "Learning curves"))),

@@ -129,7 +129,7 @@ class Summary:
 
     def _measures(self) -> list[dict[str, Any]]:
         """Return, for each Run, what its ``metrics.json`` says beyond the ranking."""
-        keys = ("threshold", "calibration", "delong")
+        keys = ("threshold", "calibration", "delong", "subgroups")
         rows = []
         for task, stacks in self.data.finetune.items():
             for stack, run in ((stack, run) for stack, runs in stacks.items() for run in runs):

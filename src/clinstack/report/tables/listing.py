@@ -11,6 +11,7 @@ from clinstack.report.tables.measures import calibration_table, f1_table, operat
 from clinstack.report.tables.outcomes import auprc_table, auroc_table, difference_table, test_table
 from clinstack.report.tables.paper import paper_table
 from clinstack.report.tables.runs import budget_table, run_table
+from clinstack.report.tables.subgroups import subgroup_tables
 
 
 def all_tables(summary: Summary) -> list[Table]:
@@ -26,6 +27,7 @@ def all_tables(summary: Summary) -> list[Table]:
         f1_table(summary),
         operating_table(summary),
         calibration_table(summary),
+        *subgroup_tables(summary),
         *code_tables(summary),
         test_table(summary),
         budget_table(summary),
