@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from clinstack.engine.canary_planting import plant_in_answers
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.distributed import open_shared_run, world
 from clinstack.engine.instruction_tuning import InstructionObjective, answer_losses, answer_metrics
@@ -28,6 +30,7 @@ from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.instructions import Instructions, instruction_files, read_instructions
 from clinstack.notes.read import SPLITS, input_hashes, is_synthetic
+from clinstack.privacy.canaries import write_canaries
 from clinstack.recipe import InstructRecipe, suggest
 from clinstack.run import Run, adapter_files
 from clinstack.tokens.prompt_fit import cut_prompts
@@ -41,7 +44,9 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
     instructions = chosen_instructions(recipe)
     inputs = input_hashes([*instruction_files(folder), *template, *adapter_files(recipe.adapters)])
     label = "+".join(adapter.name for adapter in recipe.adapters)
-    facts = {"stage": "instruct", "label": label, "task": None, "synthetic": is_synthetic(folder)}
+    facts: dict[str, Any] = {"stage": "instruct", "label": label, "task": None, "synthetic": is_synthetic(folder)}
+    if recipe.canaries is not None:
+        facts["canaries"] = recipe.canaries.summary
     with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
         if run.is_done:
             return run
@@ -62,7 +67,13 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
             say_notes(check_support(recipe, None).notes)
             stack = build()
             prompt = Prompt.of(recipe.prompt, stack.tokenizer)
-            pairs = {split: encode(stack.tokenizer, prompt, recipe, part) for split, part in instructions.items()}
+            read = dict(instructions)
+            if recipe.canaries is not None:
+                # What is measured afterwards has no canaries.
+                read["train"], planted = plant_in_answers(stack, prompt, recipe, instructions["train"])
+                if run.writes:
+                    write_canaries(run.folder, planted)
+            pairs = {split: encode(stack.tokenizer, prompt, recipe, part) for split, part in read.items()}
             say_notes(cut_prompts(pairs["train"].prompts.report, "train", recipe.max_tokens))
             place(stack)
             objective = InstructionObjective(stack, recipe.training, recipe.layout, recipe.max_tokens, pairs)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from clinstack.engine.canary_planting import plant_in_notes
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.distributed import open_shared_run, world
 from clinstack.engine.language_modelling import (
@@ -36,6 +37,7 @@ from clinstack.model.data_lineage import training_data
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
 from clinstack.notes.read import SPLITS, input_hashes, is_synthetic, notes_files, survey_notes
+from clinstack.privacy.canaries import write_canaries
 from clinstack.recipe import PretrainRecipe
 from clinstack.run import Run, adapter_files
 from clinstack.tokens.batches import Batches
@@ -95,7 +97,9 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
     notes_hashes = input_hashes(notes_files(folder))
     inputs = {**notes_hashes, **input_hashes(adapter_files(recipe.adapters))}
     label = "+".join(adapter.name for adapter in recipe.adapters)
-    facts = {"stage": "pretrain", "label": label, "task": None, "synthetic": is_synthetic(folder)}
+    facts: dict[str, Any] = {"stage": "pretrain", "label": label, "task": None, "synthetic": is_synthetic(folder)}
+    if recipe.canaries is not None:
+        facts["canaries"] = recipe.canaries.summary
     with open_shared_run(recipe, inputs, fresh=fresh, **facts) as run:
         if run.is_done:
             return run
@@ -118,7 +122,11 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
             if _measures_as_published(recipe):
                 own_ends(stack.tokenizer)  # refused now, and not after training
             notes = {split: open_notes(stack, survey, split, notes_hashes, recipe.tokens) for split in SPLITS}
-            _sample(notes, recipe)
+            _sample(notes, recipe)  # of the notes as they are: what is measured has no canaries
+            if recipe.canaries is not None:
+                notes["train"], planted = plant_in_notes(stack, recipe, notes["train"])
+                if run.writes:
+                    write_canaries(run.folder, planted)
             place(stack)
             objective = PretrainObjective(stack, recipe, notes)
         began = time.monotonic()
