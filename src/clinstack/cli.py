@@ -23,6 +23,7 @@ from clinstack import (
     cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
+from clinstack.cli_base import base_app
 from clinstack.cli_chat import chat_command
 from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
@@ -87,6 +88,7 @@ presets_app = typer.Typer(help="Recipes that come with the package.", no_args_is
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(synthesize_app, name="synthesize")
 app.add_typer(presets_app, name="presets")
+app.add_typer(base_app, name="base")
 console = Console()
 _errors = Console(stderr=True)
 

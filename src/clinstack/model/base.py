@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,8 @@ from clinstack.model.attention import use_document_attention
 from clinstack.model.config import load_config
 from clinstack.model.families import ENCODERS, HEAD_MODULES, encoder_of, head_name, head_of, head_parameters, is_heads
 from clinstack.model.families import backbone as backbone
+from clinstack.model.folders import check_base_folder
+from clinstack.model.manifest import check_manifest, refuse_other_fingerprint
 from clinstack.model.pooling import BY_CONVENTION, HeadInput
 from clinstack.model.quantize import (
     compute_alike_in_training_and_evaluation,
@@ -30,6 +33,7 @@ from clinstack.model.quantize import (
     refuse_quantizing,
 )
 from clinstack.model.tokenizer import load_tokenizer as load_tokenizer
+from clinstack.offline import is_offline
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
@@ -41,6 +45,8 @@ _TOKENIZER_IN_PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
 """What decides on tokens beside ``vocab.txt`` where no one file does: merges, and whether texts are lowered."""
 _DESCRIBING = ["*.json", "tokenizer.model", "vocab.txt", "merges.txt"]
 _WANTED = ["*.safetensors", *_DESCRIBING]
+_PINNED = re.compile(r"(?P<name>.+)@(?P<fingerprint>sha256:[0-9a-f]{64})")
+"""A base with the fingerprint that it must have: ``models/llama@sha256:…``."""
 
 CONVERSION = (
     'python -c "import torch, safetensors.torch as s; '
@@ -62,7 +68,7 @@ class Base:
     Parameters
     ----------
     name : str
-        As the recipe gave it: ``embedded``, ``embedded-encoder``, a folder, or a hub id.
+        As the recipe gave it, without a pinned fingerprint: ``embedded``, ``embedded-encoder``, a folder, or a hub id.
     folder : Path
         Where its files are.
     fingerprint : str
@@ -80,8 +86,10 @@ def find_base(name: str) -> Base:
     Raises
     ------
     InputError
-        If there is no such base, or it has no safetensors weights (pickles are never opened).
+        If there is no such base, it has no safetensors weights (pickles are never opened), a file in it is not what its
+        manifest records, or its fingerprint is not the one that ``name`` pins after an ``@``.
     """
+    name, pinned = split_pin(name)
     folder = _folder_of(name, _WANTED)
     if not any(folder.glob("*.safetensors")):
         raise InputError(
@@ -90,15 +98,35 @@ def find_base(name: str) -> Base:
             f"{CONVERSION}"
         )
     digest = hashlib.sha256()
-    whole = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    manifest = check_manifest(folder, hash_of)
+    whole = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model"))
     patterns = _FINGERPRINTED if whole else (*_FINGERPRINTED, *_TOKENIZER_IN_PARTS)
     for file in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        facts = file.stat()
-        digest.update(f"{file.name} {_file_hash(file, facts.st_size, facts.st_mtime_ns)}\n".encode())
-    return Base(name, folder, "sha256:" + digest.hexdigest())
+        digest.update(f"{file.name} {hash_of(file)}\n".encode())
+    fingerprint = "sha256:" + digest.hexdigest()
+    if manifest is not None:
+        refuse_other_fingerprint(folder, manifest, fingerprint)
+    if pinned is not None and pinned != fingerprint:
+        raise InputError(
+            f"base: {name} has the fingerprint {fingerprint[:19]}, and {pinned[:19]} is pinned. Use the base that was "
+            "pinned, or correct what stands after the @."
+        )
+    return Base(name, folder, fingerprint)
 
 
-@lru_cache(maxsize=64)
+def split_pin(name: str) -> tuple[str, str | None]:
+    """Return a base's name, and the fingerprint that is pinned behind it; None where none is."""
+    found = _PINNED.fullmatch(name)
+    return (found["name"], found["fingerprint"]) if found else (name, None)
+
+
+def hash_of(file: Path) -> str:
+    """Return ``sha256:<hex>`` of a base's file; it is read once in a process, as long as it stays as it is."""
+    facts = file.stat()
+    return _file_hash(file, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
 def _file_hash(file: Path, size: int, changed: int) -> str:
     """Return the hash of a file; once in a process for each size and time of change, for weights are large."""
     return sha256_file(file)
@@ -112,13 +140,17 @@ def locate_base(name: str) -> Base:
     InputError
         If there is no such base.
     """
-    return Base(name, _folder_of(name, _DESCRIBING), "")
+    name = split_pin(name)[0]
+    folder = _folder_of(name, _DESCRIBING)
+    check_manifest(folder, hash_of, with_weights=False)
+    return Base(name, folder, "")
 
 
 def _folder_of(name: str, wanted: list[str]) -> Path:
     folder = _found(name, wanted)
     if not (folder / "config.json").is_file():
         raise InputError(f"base: {folder} has no config.json; name a folder in transformers' format.")
+    check_base_folder(folder, "base")
     return folder
 
 
@@ -138,6 +170,7 @@ def _found(name: str, wanted: list[str]) -> Path:
         raise InputError(
             f"base: {name} is no folder here and could not be fetched (offline, and not in the local cache). "
             "Copy the model to this machine and name its folder."
+            + (" `clinstack doctor` lists what the cache has." if is_offline() else "")
         ) from None
     except HFValidationError:
         raise InputError(f"base: {name!r} is no folder here, and no name that the hub allows.") from None
