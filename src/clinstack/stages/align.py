@@ -24,6 +24,7 @@ from clinstack.engine.trainer import OnValidation, train
 from clinstack.errors import InputError
 from clinstack.evaluate.preferences import preference_metrics
 from clinstack.files import replacing_file, write_json
+from clinstack.model.cards import write_cards
 from clinstack.model.data_lineage import training_data
 from clinstack.model.lineage import find_adapter_folder, read_stack_record
 from clinstack.model.saving import read_prompt
@@ -155,6 +156,7 @@ def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidati
             },
         )
         run.finish(stack=stack.summary())
+        write_cards(run.folder / "stack")
         return run
 
 

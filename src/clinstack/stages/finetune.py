@@ -29,6 +29,7 @@ from clinstack.engine.trainer import OnValidation, train
 from clinstack.evaluate.classification import SplitScores, measure_classifier
 from clinstack.evaluate.scored import Scored
 from clinstack.files import replacing_file, write_json
+from clinstack.model.cards import write_cards
 from clinstack.model.data_lineage import training_data
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
@@ -157,6 +158,7 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())
+        write_cards(run.folder / "stack")
         keep_stack(opened, state.frozen)
         shutil.rmtree(run.folder / FOLDER, ignore_errors=True)
         return run

@@ -1,0 +1,418 @@
+"""README.md of a whole Stack: what it is, what it was made from, what was measured, and what is not known.
+
+Each section is a function of its own, for the README of an export has some of them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from clinstack.model.base import EMBEDDED_FOLDERS
+from clinstack.model.card import asking, opening
+from clinstack.model.cards import sentences
+from clinstack.model.cards.facts import AUDIT_FILE, StackFacts
+from clinstack.model.cards.figures import (
+    SMALLEST,
+    Figure,
+    figures_of,
+    groups_of,
+    hides_decisions,
+    patients_of,
+    shown_count,
+    written,
+)
+from clinstack.model.cards.hub import metadata
+from clinstack.model.cards.sentences import METHODS, NOT_A_DEVICE, OPEN, SOURCES
+from clinstack.model.cards.training import label_rows, training_rows
+from clinstack.model.cards.tripod_llm import Checklist
+from clinstack.model.data_lineage import DataSource
+from clinstack.notes.sheet.small_cells import hide_small_cells
+
+_SHOWN_GROUPS = 60
+_FITS = ("none", "temperature", "isotonic")
+_CALIBRATION = {"ece": "ECE", "slope": "slope", "intercept": "intercept", "brier": "Brier score"}
+
+
+def stack_readme(facts: StackFacts, checklist: Checklist) -> str:
+    """Return the whole README.md, with the hub's metadata."""
+    parts = [
+        f"---\n{metadata(facts)}\n---",
+        f"# {facts.label}",
+        sentences.what_it_is(facts),
+        *warnings(facts),
+        levels_section(facts),
+        opening_section(facts),
+        use_section(facts),
+        data_section(facts),
+        licences_section(facts),
+        training_section(facts),
+        results_section(facts),
+        groups_section(facts),
+        privacy_section(facts),
+        _environment(facts),
+        _reporting(checklist),
+        contact_section(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def warnings(facts: StackFacts) -> list[str]:
+    """Return what has to stand before everything."""
+    found = []
+    synthetic = sentences.synthetic_warning(facts)
+    if synthetic:
+        found.append(f"> **{synthetic}**")
+    if facts.publishable is not True:
+        found.append(f"> **{sentences.may_be_published(facts)}**")
+    audit = sentences.audited(facts)
+    if audit.verdict != "clean":
+        found.append(f"> **Audit:** {audit.sentence}")
+    return found
+
+
+def levels_section(facts: StackFacts) -> str:
+    """Return the adapters in their order, and what is frozen."""
+    rows = [("0", f"`{facts.base}`", "base", "yes" if _trained(facts, "base") else "no", _short(_base_print(facts)))]
+    for place, adapter in enumerate(facts.adapters, start=1):
+        rows.append(
+            (
+                str(place),
+                f"`{adapter.name}`",
+                METHODS.get(adapter.method, adapter.method),
+                "yes" if adapter.trainable else "no: frozen",
+                _short(adapter.weights),
+            )
+        )
+    if facts.task is not None:
+        rows.append(("", "head", f"{len(facts.task.classes)} outputs", "yes", _short(facts.record["head"]["weights"])))
+    said = "From below. Each belongs on what stands above it in this table, and on nothing else; `stack.json` has the"
+    unknown = [adapter.name for adapter in facts.adapters if not adapter.verified]
+    doubt = (
+        f" Of {', '.join(f'`{name}`' for name in unknown)} it is not recorded what it was trained on."
+        if unknown
+        else ""
+    )
+    return (
+        "## What it is made of\n\n"
+        + table(("", "level", "method", "trained in the last training", "hash of the weights"), rows)
+        + f"\n\n{said} whole hashes.{doubt}"
+        + (f"\n\nThe classes, in the order of the outputs: {_classes(facts)}." if facts.task is not None else "")
+    )
+
+
+def _trained(facts: StackFacts, what: str) -> bool:
+    return what == "base" and any(adapter.method == "full" and adapter.trainable for adapter in facts.adapters)
+
+
+def _base_print(facts: StackFacts) -> str:
+    return str(facts.record["base"]["fingerprint"])
+
+
+def _classes(facts: StackFacts) -> str:
+    assert facts.task is not None
+    if facts.task.kind == "multilabel":
+        return f"{len(facts.task.classes)} codes, listed in `stack.json`"
+    return ", ".join(f"{number}: {name}" for number, name in enumerate(facts.task.classes))
+
+
+def opening_section(facts: StackFacts) -> str:
+    """Return how to open the whole, with clinstack and where that can be with the plain libraries."""
+    head = facts.record.get("head") or {}
+    beside = head.get("folder") == "head"
+    how, code = opening(facts.adapters, facts.base, facts.task, facts.reads, head_beside=beside)
+    place = "" if facts.base in EMBEDDED_FOLDERS else ", base='where the base is on your machine'"
+    parts = [
+        "## Opening it",
+        "With clinstack, in this folder; it verifies every hash and the output that was recorded when it was saved:",
+        _python(
+            [
+                "from pathlib import Path",
+                "from clinstack.model.stack import Stack",
+                "",
+                f"stack = Stack.load(Path('.'){place})",
+            ]
+        ),
+    ]
+    if "clinstack.model.stack" not in "\n".join(code):
+        parts += [f"{how}, in this folder:", _python(code)]
+    else:
+        parts.append(how.removesuffix("With clinstack").strip())
+    if facts.prompt is not None:
+        parts.append(asking(facts.prompt))
+    elif facts.task is not None:
+        suffix = facts.record.get("suffix")
+        tail = f" After every note it was given the text {str(suffix)!r}." if suffix else ""
+        parts.append(
+            f"It reads at most {facts.record['max_tokens']} tokens of a note and keeps the "
+            f"{str(facts.record.get('keep', 'beginning')).replace('_', ' ')} of a longer one; clinstack cuts so by "
+            f"itself, plain libraries do not.{tail}"
+        )
+    return "\n\n".join(parts)
+
+
+def use_section(facts: StackFacts) -> str:
+    """Return what it is for, what not, and its limits."""
+    return "\n\n".join(
+        [
+            "## Intended use",
+            sentences.intended_use(facts),
+            f"For: {sentences.intended_users(facts)} Patients: "
+            f"{facts.answers.get('patient_population') or sentences.population(facts)}.",
+            NOT_A_DEVICE,
+            "### Not for",
+            _bullets(sentences.out_of_scope(facts)),
+            "### Limits",
+            _bullets(sentences.limits(facts)),
+        ]
+    )
+
+
+def data_section(facts: StackFacts) -> str:
+    """Return what base, parents and this training read, and whether that may be published."""
+    sources = [("the base", sentences.base_data(facts), "", "see its licence")]
+    sources += [
+        (
+            source.stage or "unknown",
+            "unknown" if source.source is None else SOURCES.get(source.source, f"`{source.source}`"),
+            {True: "yes", False: "no", None: "unknown"}[source.synthetic],
+            _may(source),
+        )
+        for source in facts.data
+    ]
+    parts = [
+        "## Data it has read",
+        table(("training", "data", "synthetic", "may the weights be published?"), sources),
+        sentences.may_be_published(facts),
+    ]
+    if not facts.record.get("data"):
+        parts.append(
+            "`stack.json` records no data: the stack is from before clinstack did that, or was made otherwise."
+        )
+    cohort = facts.cohort
+    if cohort is not None:
+        if cohort.patients:
+            parts.append(f"Patients of the last training: {_splits(cohort.patients)}.")
+        if cohort.rows:
+            parts.append(f"Examples: {_splits(cohort.rows)}.")
+    labels = label_rows(facts)
+    if labels:
+        names = list(next(iter(labels.values())))
+        shown = [
+            hide_small_cells([[*counts.values(), sum(counts.values())]], SMALLEST, total_column=True)[0]
+            for counts in labels.values()
+        ]
+        parts.append(
+            table(
+                ("split", *names, "examples"),
+                [(split, *(_cell(cell) for cell in row)) for split, row in zip(labels, shown, strict=True)],
+            )
+        )
+    if cohort is not None and (cohort.age or cohort.categories):
+        rows: list[tuple[str, ...]] = [
+            ("age, median (quartiles)", *(_age(cohort.age.get(split)) for split in ("train", "validation", "test")))
+        ] * bool(cohort.age)
+        rows += [
+            (f"{attribute}: {row['value']}", row["train"], row["validation"], row["test"])
+            for attribute, values in cohort.categories.items()
+            for row in values
+        ]
+        parts += [
+            f"Admissions of all its Notes; counts below {SMALLEST}, and those that would give one away, are hidden.",
+            table(("", "train", "validation", "test"), rows),
+        ]
+    return "\n\n".join(parts)
+
+
+def _may(source: DataSource) -> str:
+    return {True: "yes", False: "**no**", None: "unknown"}[source.openly_publishable]
+
+
+def _splits(counts: dict[str, str]) -> str:
+    return ", ".join(f"{count} {split}" for split, count in counts.items())
+
+
+def _age(values: list[float] | None) -> str:
+    return "unknown" if values is None else f"{values[0]:.0f} ({values[1]:.0f} to {values[2]:.0f})"
+
+
+def licences_section(facts: StackFacts) -> str:
+    """Return the licences of base, data, weights and code."""
+    return "## Licences\n\n" + table(
+        ("of", "licence"),
+        [
+            (f"the base `{facts.base}`", sentences.base_licence(facts)),
+            ("these weights", sentences.own_licence(facts)),
+            ("the data", sentences.may_be_published(facts)),
+            ("clinstack", "Apache License 2.0"),
+        ],
+    )
+
+
+def training_section(facts: StackFacts) -> str:
+    """Return the recipe's numbers, time and machine."""
+    rows = training_rows(facts)
+    body = table(("setting", "value"), rows) if rows else "Unknown: `run.json` is not beside the stack."
+    return f"## Training\n\n{sentences.trained_how(facts)}\n\n{body}"
+
+
+def results_section(facts: StackFacts) -> str:
+    """Return the figures of the test patients with their intervals."""
+    found = figures_of(facts.metrics)
+    if not found:
+        few = patients_of(facts.metrics)
+        why = (
+            f"Measured on fewer than {SMALLEST} patients: not shown."
+            if few is not None and few < SMALLEST
+            else "Unknown: nothing is recorded of held-out patients."
+        )
+        return f"## Results\n\n{why}"
+    test = facts.metrics["test"]
+    count = test.get("rows", test.get("notes", test.get("examples", test.get("pairs"))))
+    unit = "notes" if "rows" in test or "notes" in test else "examples" if "examples" in test else "pairs"
+    of = f"{shown_count(count)} {unit} of {shown_count(patients_of(facts.metrics))} test patients"
+    said = sentences.synthetic_warning(facts) if facts.synthetic else None
+    fits = {figure.key: figure for figure in found if figure.key.split(".")[0] in _FITS}
+    hidden = None
+    if hides_decisions(facts.metrics):
+        hidden = (
+            f"Recall, precision, specificity and F1 are not shown: fewer than {SMALLEST} patients of one kind could be "
+            "worked out from them."
+        )
+    return "\n\n".join(
+        part
+        for part in (
+            "## Results",
+            f"On {of}, whom no training and no choice has seen. Intervals: 95 %, over patients.",
+            said,
+            table(
+                ("figure", "value", "95 % interval"),
+                [
+                    (figure.name, written(figure.value), "unknown" if figure.interval is None else figure.between)
+                    for figure in found
+                    if figure.key not in fits
+                ],
+            ),
+            hidden,
+            _calibration(fits),
+        )
+        if part
+    )
+
+
+def _calibration(fits: Mapping[str, Figure]) -> str | None:
+    rows = [
+        (
+            "not calibrated" if method == "none" else method,
+            *(fits[f"{method}.{key}"].text if f"{method}.{key}" in fits else "unknown" for key in _CALIBRATION),
+        )
+        for method in dict.fromkeys(key.split(".")[0] for key in fits)
+    ]
+    if not rows:
+        return None
+    said = "Calibration: a slope of 1 and an intercept of 0 are ideal; the fits are of validation patients."
+    return said + "\n\n" + table(("probabilities", *_CALIBRATION.values()), rows)
+
+
+def groups_section(facts: StackFacts) -> str:
+    """Return the figures by groups of patients, and the gaps between them."""
+    found = groups_of(facts.metrics)
+    if found is None:
+        return "## Groups of patients\n\nNot measured: differences between groups are unknown."
+    groups, left_out = found
+    hidden = (
+        f" {left_out} more groups are too small to be shown (fewer than {SMALLEST} patients, or too few of a class)."
+    )
+    if not groups:
+        return "## Groups of patients\n\n" + (hidden.strip() if left_out else "No table says which groups there are.")
+    rows = [
+        (
+            group.attribute.replace("_", " "),
+            group.name,
+            shown_count(group.patients) if isinstance(group.patients, int) else group.patients,
+            "unknown" if group.auroc is None else group.auroc.text,
+            "unknown" if group.gap is None else group.gap.text + (" \\*" if group.holds else ""),
+        )
+        for group in groups[:_SHOWN_GROUPS]
+    ]
+    return (
+        "## Groups of patients\n\n"
+        + table(("attribute", "group", "patients", "AUROC (95 % interval)", "gap to all others (95 % interval)"), rows)
+        + "\n\n\\* stands after correction for all gaps that were measured. One that does not is no proof of equality."
+        + (hidden if left_out else "")
+    )
+
+
+def privacy_section(facts: StackFacts) -> str:
+    """Return what is known of differential privacy, canaries and the audit."""
+    audit = sentences.audited(facts)
+    rows = [(f"{place}", said) for place, said in enumerate(sentences.private_training(facts), start=1)]
+    private = rows[0][1] if len(rows) == 1 else "; ".join(said for _, said in rows)
+    return "\n\n".join(
+        [
+            "## Privacy",
+            table(
+                ("question", "answer"),
+                [
+                    ("differential privacy", private),
+                    ("canaries", sentences.planted(facts)),
+                    ("audit", audit.sentence),
+                ],
+            ),
+            f"The audit's summary is `{AUDIT_FILE}` beside this file."
+            if audit.verdict not in ("not audited",)
+            else "No attack was tried on it. That says nothing about what an attack would find.",
+        ]
+    )
+
+
+def _environment(facts: StackFacts) -> str:
+    took = sentences.compute(facts)
+    measured = f"{took}, as measured." if took else "Unknown."
+    said = "Energy and emissions were not measured, and are not estimated."
+    return f"## Environment\n\n{measured[0].upper()}{measured[1:]} {said}"
+
+
+def _reporting(checklist: Checklist) -> str:
+    counts = checklist.counts
+    return (
+        "## Reporting\n\n"
+        f"[TRIPOD-LLM.md](TRIPOD-LLM.md) goes through the {sum(counts.values())} items of the TRIPOD-LLM checklist: "
+        + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        + ". `tripod-llm.json` is the same for programs. `chai.json` and `chai.xml` are an Applied Model Card of the "
+        "Coalition for Health AI. What is open, people answer in `card.yaml` beside this file; `clinstack card` then "
+        "renders all of them anew."
+    )
+
+
+def contact_section(facts: StackFacts) -> str:
+    """Return who answers for it."""
+    return "## Who answers for it\n\n" + table(
+        ("who", "name or address"),
+        [(key, facts.answers.get(key) or f"{OPEN} (`{key}` in card.yaml)") for key in ("owner", "contact")],
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _cell(cell: int | str) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line if line.endswith('.') else line + '.'}" for line in lines)
+
+
+def _python(code: Sequence[str]) -> str:
+    return "```python\n" + "\n".join(code) + "\n```"
+
+
+def _short(value: str) -> str:
+    return f"`{value.removeprefix('sha256:')[:12]}`"
