@@ -28,10 +28,10 @@ class ThresholdsRecipe(Section):
     """Mean exposure in bits of canaries that were planted equally often; about 1.44 is that of canaries nobody
     planted. At 6 bits a guesser needs a 64th of the guesses."""
     extraction_excess: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the prompts that are continued verbatim, beyond the share of the same prompts that a model without
-    these notes continues."""
+    """Share of prefixes of training notes that are continued verbatim with what no other patient's note has, beyond
+    the same share of notes that were not trained on. Without a single hit 400 patients are enough to say so."""
     identifiers: int = Field(default=0, ge=0)
-    """Identifiers of training notes in free generations, beyond those that a model without these notes writes."""
+    """Identifiers in free generations that one training patient's notes alone have, beyond what chance explains."""
 
 
 class ExtractionRecipe(Section):
@@ -41,9 +41,10 @@ class ExtractionRecipe(Section):
     """Tokens of a training note that are given (Carlini et al. 2023 give 50)."""
     continuation_tokens: int = Field(default=20, ge=1)
     """Tokens that must follow verbatim to count; 50 in Carlini et al. 2023, but notes are shorter than web pages."""
-    prompts: int = Field(default=100, ge=1)
-    """Prefixes at most, one of each note, drawn by ``evaluation.seed``."""
-    generations: int = Field(default=50, ge=0)
+    prompts: int = Field(default=400, ge=1)
+    """Prefixes at most of each side, drawn by ``evaluation.seed`` from all notes, one of each patient first: the more,
+    the narrower the interval."""
+    generations: int = Field(default=100, ge=0)
     """Free texts that are drawn and searched for identifiers; 0 leaves them out."""
     generated_tokens: int = Field(default=64, ge=1)
     """Of each free text."""
