@@ -9,6 +9,7 @@ that many patients without a single hit would still be likely: Clopper and Pears
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,10 +67,16 @@ def difference(
     one, other = share(left, left_patients, resamples, seed), share(right, right_patients, resamples, seed)
     if one["interval"] is None or other["interval"] is None:
         return {"value": None, "interval": None}
-    (low, high), (from_low, from_high) = one["interval"], other["interval"]  # type: ignore[misc]
-    p, q = float(one["value"]), float(other["value"])  # type: ignore[arg-type]
-    below, above = np.hypot(p - low, from_high - q), np.hypot(high - p, q - from_low)
-    return {"value": p - q, "interval": [float(max(p - q - below, -1)), float(min(p - q + above, 1))]}
+    p, low, high = _ends(one)
+    q, from_low, from_high = _ends(other)
+    below, above = float(np.hypot(p - low, from_high - q)), float(np.hypot(high - p, q - from_low))
+    return {"value": p - q, "interval": [max(p - q - below, -1.0), min(p - q + above, 1.0)]}
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    """Return a figure and the ends of its interval."""
+    value, interval = cast(float, estimate["value"]), cast(list[float], estimate["interval"])
+    return value, interval[0], interval[1]
 
 
 def paired_difference(
