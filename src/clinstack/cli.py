@@ -24,6 +24,7 @@ from clinstack import (
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
 from clinstack.cli_base import base_app
+from clinstack.cli_cards import card_command
 from clinstack.cli_chat import chat_command
 from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
@@ -383,6 +384,7 @@ def import_torch() -> None:
 
 app.command("serve")(serve_command)
 app.command("chat")(chat_command)
+app.command("card")(card_command)
 
 
 @presets_app.command("ls")

@@ -25,6 +25,7 @@ from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
 from clinstack.errors import InputError
 from clinstack.files import replacing_file, write_json
+from clinstack.model.cards import write_cards
 from clinstack.model.data_lineage import training_data
 from clinstack.model.stack import Stack
 from clinstack.model.support import check_support
@@ -109,6 +110,7 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
         )
         # Of this start: speed is not in metrics.json, which is the same whether a run was killed or not.
         run.finish(stack=stack.summary(), tokens_per_second=round(speed, 1) if objective.tokens_read else None)
+        write_cards(run.folder / "stack")
         return run
 
 

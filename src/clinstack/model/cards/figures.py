@@ -130,13 +130,14 @@ def hides_decisions(metrics: Mapping[str, Any]) -> bool:
 
 
 def _language(part: Mapping[str, Any], split: str) -> Iterator[Figure]:
-    which = "test" if split == "test" else "training"
+    what = "answers" if "examples" in part else "notes"
+    which = f"{'test' if split == 'test' else 'training'} {what}"
     for key, when in (("base", "the base, before"), ("adapted", "after")):
         if key in part:
-            name = f"perplexity on {which} notes, {when}"
+            name = f"perplexity on {which}, {when}"
             yield from _figure(part[key], "perplexity", name, "perplexity", split, f"{key}.")
     if split == "test" and "adapted" in part:
-        name = "bits per character on test notes, after"
+        name = f"bits per character on {which}, after"
         yield from _figure(part["adapted"], "bits_per_character", name, "bits_per_character", split, "adapted.")
 
 

@@ -72,7 +72,7 @@ def warnings(facts: StackFacts) -> list[str]:
 
 def levels_section(facts: StackFacts) -> str:
     """Return the adapters in their order, and what is frozen."""
-    rows = [("0", f"`{facts.base}`", "base", "yes" if _trained(facts, "base") else "no", _short(_base_print(facts)))]
+    rows = [("0", f"`{facts.base}`", "base", "no", _short(_base_print(facts)))]
     for place, adapter in enumerate(facts.adapters, start=1):
         rows.append(
             (
@@ -98,10 +98,6 @@ def levels_section(facts: StackFacts) -> str:
         + f"\n\n{said} whole hashes.{doubt}"
         + (f"\n\nThe classes, in the order of the outputs: {_classes(facts)}." if facts.task is not None else "")
     )
-
-
-def _trained(facts: StackFacts, what: str) -> bool:
-    return what == "base" and any(adapter.method == "full" and adapter.trainable for adapter in facts.adapters)
 
 
 def _base_print(facts: StackFacts) -> str:

@@ -38,6 +38,8 @@ SOURCES = {
     "asclepius": "Asclepius' synthetic notes and instructions",
     "preferences": "pairs of a preferred and a rejected answer",
 }
+_SHAPES = ("mimic3", "mimic4", "fhir", "table")
+"""Sources whose tables the synthetic cohort can have."""
 
 
 def what_it_is(facts: StackFacts) -> str:
@@ -62,7 +64,7 @@ def trained_how(facts: StackFacts) -> str:
     if facts.stage is None:
         return "How it was trained is unknown: its Run is not beside it."
     done = STAGES.get(facts.stage, facts.stage)
-    return f"The Run that made it did {done}, with training, validation and test patients apart from each other."
+    return f"It was made by {done}; no patient is in more than one of training, validation and test."
 
 
 def population(facts: StackFacts) -> str:
@@ -70,9 +72,10 @@ def population(facts: StackFacts) -> str:
     sources = [source for source in facts.data if source.source is not None]
     if not sources:
         return "unknown: stack.json does not say whose notes it was trained on"
-    names = list(dict.fromkeys(SOURCES.get(str(source.source), str(source.source)) for source in sources))
     if facts.synthetic:
-        return f"no real ones, but invented ones in the shape of {', '.join(names)}"
+        shapes = list(dict.fromkeys(SOURCES[str(source.source)] for source in sources if source.source in _SHAPES))
+        return "invented patients" + (f" in the shape of {', '.join(shapes)}" if shapes else "")
+    names = dict.fromkeys(SOURCES.get(str(source.source), str(source.source)) for source in sources)
     return f"patients of {', '.join(names)}"
 
 
@@ -227,11 +230,11 @@ def intended_use(facts: StackFacts) -> str:
     if facts.task is not None:
         does = f"measuring how well notes predict `{facts.task.name}` in patients like those it was trained on"
     elif facts.prompt is not None:
-        does = "research on answering questions about notes like those it was trained on"
+        does = "answering questions about notes like those it was trained on"
     elif facts.stage == "pretrain":
         does = "a part that other stacks are built on: domain adaptation before a task"
     else:
-        does = "research on language models for clinical notes"
+        does = "language models for clinical notes"
     return f"Research: {does}. Whoever uses it has access to the notes by right, and reads its outputs as a hint."
 
 
@@ -244,7 +247,7 @@ OUT_OF_SCOPE = (
     "Decisions about a patient, with or without a person in between, outside an approved study",
     "Patients, hospitals, languages and kinds of notes other than those it was trained on, unless measured there first",
     "Finding out whether a person was in the training data, or reproducing their notes",
-    "Publishing it against the terms of its data (below)",
+    "Publishing it against the terms of its data",
 )
 
 

@@ -16,6 +16,7 @@ from clinstack.model.cards.facts import StackFacts
 from clinstack.model.cards.figures import SMALLEST, figures_of, groups_of, patients_of, shown_count
 from clinstack.model.cards.training import training_rows
 from clinstack.model.cards.tripod_items import NUMBERING, REFERENCE, Item, items
+from clinstack.tasks import Task
 
 Status = Literal["answered", "answered in part", "open", "not applicable"]
 STATUSES: tuple[Status, ...] = ("answered", "answered in part", "open", "not applicable")
@@ -132,8 +133,12 @@ _OPEN = {
 }
 
 
+def _outcome_of(task: Task) -> str:
+    return (task.description or task.name).rstrip(".")
+
+
 def _title(facts: StackFacts) -> Answer:
-    outcome = "" if facts.task is None else f" Outcome: {facts.task.description or facts.task.name}"
+    outcome = "" if facts.task is None else f" Outcome: {_outcome_of(facts.task)}."
     text = f"{sentences.what_it_is(facts)} Population: {sentences.population(facts)}.{outcome}"
     return Answer("answered in part", text, ("stack.json",), "A person chooses the title.")
 
@@ -283,7 +288,7 @@ def _quality(facts: StackFacts) -> Answer | None:
 def _outcome(facts: StackFacts) -> Answer | None:
     if not facts.run:
         return None
-    outcome = "the next token of a note" if facts.task is None else facts.task.description or facts.task.name
+    outcome = "the next token of a note" if facts.task is None else _outcome_of(facts.task)
     if facts.prompt is not None:
         outcome = "the answer to a question about a note"
     version = (facts.run.get("versions") or {}).get("clinstack", "unknown")
@@ -310,12 +315,12 @@ def _compared(facts: StackFacts) -> Answer | None:
 
 
 def _labelled(facts: StackFacts) -> Answer | None:
-    sources = {source.source for source in facts.data}
-    if facts.task is not None and sources & {"mimic3", "mimic4"}:
+    last = facts.data[-1].source
+    if facts.task is not None and last in ("mimic3", "mimic4"):
         return Answer("not applicable", remains="Nobody labelled texts: labels come from the tables of the admission.")
     if facts.stage == "pretrain":
         return Answer("not applicable", remains="No labels were used.")
-    if sources == {"oracle"}:
+    if last == "oracle":
         return Answer(
             "not applicable", remains="Nobody labelled texts: answers follow from the synthetic cohort's tables."
         )
@@ -325,7 +330,12 @@ def _labelled(facts: StackFacts) -> Answer | None:
 def _prompts(facts: StackFacts) -> Answer | None:
     if facts.prompt is None:
         return Answer("not applicable", remains="It is given no prompt.")
-    return None
+    text = "The prompt's whole text is in stack.json and README.md."
+    return Answer("answered in part", text, ("stack.json",), "A person says how it was designed and chosen.")
+
+
+def _prompt_data(facts: StackFacts) -> Answer | None:
+    return None if facts.prompt is not None else Answer("not applicable", remains="It is given no prompt.")
 
 
 def _tuned(facts: StackFacts) -> Answer:
@@ -397,7 +407,7 @@ def _analyses(facts: StackFacts) -> Answer | None:
         return None
     text = f"Test: {shown_count(count)} rows of {shown_count(patients_of(facts.metrics))} patients."
     if facts.task is not None:
-        text += " Rows of each class and split are in README.md; fewer than 10 are hidden."
+        text += " Rows of each class and split are in README.md; small counts are hidden."
     return Answer("answered", text, ("metrics.json",))
 
 
@@ -460,7 +470,7 @@ _KNOWN: dict[str, Callable[[StackFacts], Answer | None]] = {
     "8b": _labelled,
     "8c": _labelled,
     "9a": _prompts,
-    "9b": _prompts,
+    "9b": _prompt_data,
     "11": _tuned,
     "12": _took,
     "13": _ethics,

@@ -34,10 +34,13 @@ class Cards:
     paths : tuple of Path
     notes : tuple of str
         What a person should know.
+    items : dict of str to int
+        How many items of TRIPOD-LLM are answered, open, or not applicable.
     """
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
+    items: dict[str, int]
 
 
 def write_cards(stack_folder: Path) -> Cards:
@@ -58,7 +61,7 @@ def write_cards(stack_folder: Path) -> Cards:
     readme, note = write_page(stack_folder / README_FILE, stack_readme(facts, found))
     page, other = write_page(stack_folder / TRIPOD_PAGE, tripod_page(found))
     paths = [readme, page, *write_machine_readable(stack_folder, facts)]
-    return Cards(tuple(paths), tuple(text for text in (note, other) if text))
+    return Cards(tuple(paths), tuple(text for text in (note, other) if text), found.counts)
 
 
 def write_machine_readable(folder: Path, facts: StackFacts) -> list[Path]:
