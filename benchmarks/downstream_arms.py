@@ -169,7 +169,7 @@ def open_objective(recipe: Any) -> tuple[Any, Any, Callable[[list[int]], float]]
     stack = Stack.build(recipe.base, recipe.adapters, task, seed=recipe.training.seed, dtype=recipe.dtype)
     stack.reading = Reading.of(recipe)
     encoded = {name: EncodedExamples(stack, task, split) for name, split in examples.items()}
-    objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
+    objective = FinetuneObjective(stack, task, recipe, encoded, examples)
     optimizer = build_optimizer(stack, recipe.training)
     state = TrainingState(without_gradient=sorted(stack.trainable_parameters()))
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from clinstack.engine.language_modelling import note_losses, usable_layout
 from clinstack.engine.losses import causal_loss
+from clinstack.engine.patients import PassShape, PatientItems, rows_by_patient, shape_of_rows
 from clinstack.evaluate.perplexity import perplexity_metrics
 from clinstack.tokens.documents import Documents
 from clinstack.tokens.layout import NoteRows, lay_out
@@ -94,7 +95,13 @@ class InstructionObjective:
     unit = "tokens"
 
     def __init__(
-        self, stack: Stack, training: TrainingRecipe, layout: Layout, max_tokens: int, pairs: dict[str, EncodedPairs]
+        self,
+        stack: Stack,
+        training: TrainingRecipe,
+        layout: Layout,
+        max_tokens: int,
+        pairs: dict[str, EncodedPairs],
+        patient_ids: Sequence[str] | None = None,
     ) -> None:
         self._stack = stack
         self._training = training
@@ -102,6 +109,11 @@ class InstructionObjective:
         self._train, self._validation = (
             lay_out_pairs(stack, pairs[split], self.layout, max_tokens) for split in ("train", "validation")
         )
+        self.patients: PatientItems | None = None
+        if patient_ids is not None:  # of each training example: no row then has those of two patients
+            laid_out, self.patients = rows_by_patient(self._train, patient_ids)
+            assert isinstance(laid_out, AnswerRows)
+            self._train = laid_out
         self.tokens_read = 0
         self.seconds_validating = 0.0
 
@@ -119,6 +131,15 @@ class InstructionObjective:
         """Return the tokens that a batch reads."""
         return self._train.predictions(batch)
 
+    def weights(self, items: Sequence[int]) -> list[float]:
+        """Return the trained tokens of each row: those of its answers."""
+        rows = self._train
+        return [float(rows.answers[rows.segments.document[rows.rows[item]]].sum()) for item in items]
+
+    def shape(self, items: Sequence[int]) -> PassShape:
+        """Return how rows lie in a forward pass."""
+        return shape_of_rows(self._train, items)
+
     def validate(self) -> dict[str, float]:
         """Return the mean loss of an answer's token on the validation patients."""
         began = time.monotonic()
@@ -128,12 +149,10 @@ class InstructionObjective:
         return {"loss": loss, "score": -loss}
 
     def counts(self) -> dict[str, Any]:
-        """Return what one epoch reads and trains, and what notes lost."""
+        """Return what one epoch reads and trains, and what notes lost; of training patients nothing in private."""
         batch_size = self._training.batch_size
-        return {
-            "train": self._train.counts(self.epoch_batches(0)),
-            "validation": self._validation.counts(self._validation.in_order(batch_size)),
-        }
+        train = {"train": self._train.counts(self.epoch_batches(0))} if self.patients is None else {}
+        return train | {"validation": self._validation.counts(self._validation.in_order(batch_size))}
 
 
 def answer_losses(

@@ -97,8 +97,8 @@ def compute_gradients(
     while True:
         tried = _forward_and_backward(stack, state, settings, objective, batches, here)
         if tried.out_of_memory:
-            _forget(tensors)
-            _cut_batches(state, tried.largest_part, here)
+            forget(tensors)
+            cut_batches(state, tried.largest_part, here)
             continue
         loss = tried.loss / tried.weight
         if not math.isfinite(loss):
@@ -113,7 +113,7 @@ def compute_gradients(
         norm = float(gradient_norm(tensors))
         if math.isfinite(norm):
             break
-        _forget(tensors)
+        forget(tensors)
         if state.loss_scale <= SMALLEST_SCALE or stack.dtype != "float16":
             raise refuse_gradients(state)
         state.loss_scale, state.steps_since_halving = state.loss_scale / 2, 0
@@ -142,7 +142,7 @@ def _forward_and_backward(
     here: World,
 ) -> _Try:
     # Each process draws its own dropout, and draws the same again when the step is computed anew.
-    _begin_random_numbers(settings.seed * 1_000_003 + state.step + here.rank * 2**40)
+    begin_random_numbers(settings.seed * 1_000_003 + state.step + here.rank * 2**40)
     tried = _Try(0.0, 0.0, 1, False)
     try:
         for batch in batches:
@@ -171,7 +171,7 @@ def _forward_and_backward(
     return tried
 
 
-def _begin_random_numbers(seed: int) -> None:
+def begin_random_numbers(seed: int) -> None:
     """Set the generators of the CPU and of this process's device.
 
     `torch.manual_seed` does the same, and keeps a traceback for every other kind of device that it knows of.
@@ -190,7 +190,7 @@ def _parts(batch: Sequence[Any], largest: int | None, here: World) -> list[Seque
     return parts if here.shards else [part for part in parts if part]
 
 
-def _cut_batches(state: TrainingState, largest_part: int, here: World) -> None:
+def cut_batches(state: TrainingState, largest_part: int, here: World) -> None:
     """Halve what goes through the network at once; the batch of the optimizer's step stays what it is."""
     if here.size > 1:
         largest_part = max(here.gather(largest_part))
@@ -203,7 +203,7 @@ def _cut_batches(state: TrainingState, largest_part: int, here: World) -> None:
     )
 
 
-def _forget(tensors: Sequence[nn.Parameter]) -> None:
+def forget(tensors: Sequence[nn.Parameter]) -> None:
     """Drop the gradients of a try that failed, and what the accelerator keeps for it."""
     for tensor in tensors:
         tensor.grad = None

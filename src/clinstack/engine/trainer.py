@@ -31,13 +31,16 @@ from clinstack.engine.distributed import world
 from clinstack.engine.guards import check_training_kept_the_spec
 from clinstack.engine.optimizer import build_optimizer, check_optimizer, set_learning_rate
 from clinstack.engine.precision import first_scale, forward_precision
+from clinstack.engine.private import PrivateTraining, training_patients
 from clinstack.engine.progress import console, progress_bar
+from clinstack.engine.secret import Secret
 from clinstack.engine.sharding import WholeTensors
 from clinstack.engine.step import Objective, compute_gradients
 from clinstack.engine.tracking import tracked
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.stack import Stack
 from clinstack.recipe import TrainingRecipe
+from clinstack.recipe.privacy import PrivacyRecipe
 from clinstack.run import Run
 
 OnValidation = Callable[[int, dict[str, float]], None]
@@ -52,9 +55,12 @@ class Plan:
     validate_every: int
 
     @classmethod
-    def of(cls, objective: Objective, settings: TrainingRecipe) -> Plan:
-        """Return the plan of a recipe."""
-        steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
+    def of(cls, objective: Objective, settings: TrainingRecipe, privacy: PrivacyRecipe | None = None) -> Plan:
+        """Return the plan of a recipe. In an epoch of a private one each patient is drawn once on average."""
+        if privacy is None:
+            steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
+        else:
+            steps_per_epoch = math.ceil(len(training_patients(objective)) / privacy.patients_per_step)
         total = steps_per_epoch * settings.epochs
         return cls(steps_per_epoch, min(total, settings.max_steps or total), settings.validate_every or steps_per_epoch)
 
@@ -76,13 +82,14 @@ def train(
     on_validation: OnValidation | None = None,
     *,
     frozen: str | None = None,
+    privacy: PrivacyRecipe | None = None,
 ) -> TrainingState:
     """Train what the stack's spec calls trainable; afterwards the stack holds the weights of the best validation.
 
     ``on_validation`` gets the number of each validation, from 1, and its figures. When it raises
     `clinstack.run.PrunedError`, training ends there, and so does the Run. A validation that is done again after a kill
     is handed to it again. ``frozen`` is the hash of the frozen tensors, where an earlier training of this network has
-    left it in its state.
+    left it in its state. With ``privacy`` the training is private by patient: see `clinstack.engine.private`.
 
     Raises
     ------
@@ -91,12 +98,16 @@ def train(
     DivergedError
         If the loss or a gradient is not finite, or the loss jumped; the last checkpoint is from before.
     """
-    plan = Plan.of(objective, settings)
+    plan = Plan.of(objective, settings, privacy)
     _prepare(stack, settings, plan)
     optimizer = build_optimizer(stack, settings)
     check_optimizer(stack, optimizer)
     last, best = run.checkpoints / LAST, run.checkpoints / BEST
-    state = load_checkpoint(last, stack, optimizer) or _begin(stack, frozen)
+    restored = load_checkpoint(last, stack, optimizer)
+    state = restored or _begin(stack, frozen)
+    private = None
+    if privacy is not None and state.step < plan.total and not _is_out_of_patience(state, settings):
+        private = PrivateTraining.begin(privacy, run, stack, objective, plan.total, begun=restored is not None)
     run.rewind_log(state.log_size)
     _say_what_differs(run, state)
     parameters = stack.trainable_parameters()
@@ -104,7 +115,7 @@ def train(
     batches_of = -1
     with (
         tracked(run, settings.tracking, description, state.step) as tracker,
-        progress_bar(description, plan.total, done=state.step, unit=objective.unit) as bar,
+        progress_bar(description, plan.total, done=state.step, unit=objective.unit if privacy is None else "") as bar,
     ):
 
         def keep() -> None:
@@ -123,26 +134,33 @@ def train(
             if state.step == plan.total or _is_out_of_patience(state, settings):
                 break
             epoch = state.step // plan.steps_per_epoch
-            if batches_of != epoch:
-                batches, batches_of = objective.epoch_batches(epoch), epoch
-            at = (state.step % plan.steps_per_epoch) * settings.accumulate
-            chosen = batches[at : at + settings.accumulate]
             began = time.monotonic()
-            loss, norm = compute_gradients(stack, state, settings, objective, chosen, parameters)
-            rate = set_learning_rate(optimizer, state.step, plan.total, settings)
+            units, figures = 0, {}
+            if private is not None:
+                private.compute_gradients(stack, state, settings, parameters)
+            else:
+                if batches_of != epoch:
+                    batches, batches_of = objective.epoch_batches(epoch), epoch
+                at = (state.step % plan.steps_per_epoch) * settings.accumulate
+                chosen = batches[at : at + settings.accumulate]
+                loss, norm = compute_gradients(stack, state, settings, objective, chosen, parameters)
+                units = sum(objective.size(batch) for batch in chosen)
+                figures = {"loss": loss, "gradient_norm": norm}
+            figures["learning_rate"] = set_learning_rate(optimizer, state.step, plan.total, settings)
             optimizer.step()
             state.step += 1
             stack.after_step(state.step)
             optimizer.zero_grad(set_to_none=True)
-            units = sum(objective.size(batch) for batch in chosen)
-            figures = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             run.log({"step": state.step, "epoch": epoch, **figures})
-            speed = units / max(time.monotonic() - began, 1e-9)
-            tracker.log({**figures, f"{objective.unit}_per_second": speed}, state.step)
+            if private is None:  # how many tokens a step has read tells whom it drew
+                figures[f"{objective.unit}_per_second"] = units / max(time.monotonic() - began, 1e-9)
+            tracker.log(figures, state.step)
             # Where a validation is due, the checkpoint follows it: one of this step always holds both.
             if state.step % settings.checkpoint_every == 0 and plan.validations_due(state.step) == len(state.history):
                 keep()
-            bar.advance(units, note=f"loss {loss:.3f}")
+            bar.advance(units, note=f"loss {figures['loss']:.3f}" if private is None else "")
+    if privacy is not None:
+        Secret.forget(run.checkpoints)  # after the last checkpoint no step is taken any more
     check_training_kept_the_spec(stack, state)
     world().wait()  # the main process may still be writing
     load_tensors(best, stack)

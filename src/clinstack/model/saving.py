@@ -99,6 +99,7 @@ def save_stack(stack: Stack, folder: Path) -> None:
                 **({} if stack.prompt is None else {"prompt": stack.prompt.to_dict()}),
                 **({} if stack.task else {"max_tokens": stack.max_tokens}),
                 **({} if stack.data is None else {"data": [source.to_dict() for source in stack.data]}),
+                **({} if stack.privacy is None else {"privacy": [entry.to_dict() for entry in stack.privacy]}),
                 "probe": probe_output(stack).tolist(),
             },
         )

@@ -36,6 +36,7 @@ from clinstack.model.methods.low_rank import LowRank, activate, lora_layers
 from clinstack.model.methods.placed import Placed
 from clinstack.model.methods.virtual_tokens import VirtualTokens
 from clinstack.model.pooling import HeadInput, pool
+from clinstack.model.privacy_lineage import TrainingPrivacy, privacy_of
 from clinstack.model.reading import Reading
 from clinstack.model.saving import load_parts, read_calibration, read_prompt, save_stack
 from clinstack.model.training_hooks import TrainingHooks
@@ -73,6 +74,8 @@ class Stack(TrainingHooks):
         What a language model that follows instructions was trained to read.
     data : tuple of DataSource or None
         What was trained on; None where nothing is recorded.
+    privacy : tuple of TrainingPrivacy or None
+        Which trainings were differentially private; None where nothing is recorded.
     """
 
     def __init__(self, parts: Parts, max_tokens: int = 512) -> None:
@@ -89,6 +92,7 @@ class Stack(TrainingHooks):
         self.calibration: dict[str, Any] | None = None
         self.prompt: Prompt | None = None
         self.data: tuple[DataSource, ...] | None = None
+        self.privacy: tuple[TrainingPrivacy, ...] | None = None
         self._placed = parts.placed
         self.settle()
 
@@ -175,7 +179,7 @@ class Stack(TrainingHooks):
         stack = cls._checked(parts)
         stack.max_tokens, stack.reading = record["max_tokens"], Reading.from_dict(record)
         stack.calibration, stack.prompt = read_calibration(folder), read_prompt(folder, record)
-        stack.data = data_of(record)
+        stack.data, stack.privacy = data_of(record), privacy_of(record)
         if (parts.dtype, parts.quantize) == (record["base"]["dtype"], record["base"].get("quantize", "none")):
             check_probe(stack, torch.tensor(record["probe"]))
         stack.eval()

@@ -18,6 +18,7 @@ from clinstack.engine.distributed import open_shared_run, world
 from clinstack.engine.log_probabilities import PairScores, as_reference, pair_scores, token_divergence
 from clinstack.engine.precision import forward_precision
 from clinstack.engine.preference import PreferenceLoss
+from clinstack.engine.privacy_record import record_privacy
 from clinstack.engine.progress import progress_bar, say_notes
 from clinstack.engine.sharding import place
 from clinstack.engine.trainer import OnValidation, train
@@ -142,6 +143,7 @@ def align(recipe: AlignRecipe, *, fresh: bool = False, on_validation: OnValidati
             with replacing_file(run.folder / PAIRS_FILE) as temporary:
                 pq.write_table(pa.concat_tables(tables.values()), temporary)
         stack.data = training_data(folder, "align", recipe.adapters, stack.base)
+        record_privacy(stack, run, recipe, folder)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",

@@ -23,6 +23,9 @@ from clinstack.engine.distributed import open_shared_run
 from clinstack.engine.features import FOLDER, FeatureFolders, read_frozen
 from clinstack.engine.kept import keep_stack, open_stack
 from clinstack.engine.losses import check_loss, class_weights, classification_loss
+from clinstack.engine.patients import ExampleShapes, PassShape, PatientItems, patient_numbers
+from clinstack.engine.pieces import reads_flat
+from clinstack.engine.privacy_record import record_privacy
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
@@ -48,13 +51,22 @@ class FinetuneObjective:
     unit = "notes"
 
     def __init__(
-        self, stack: Stack, task: Task, recipe: FinetuneRecipe, encoded: dict[str, EncodedExamples], examples: Examples
+        self,
+        stack: Stack,
+        task: Task,
+        recipe: FinetuneRecipe,
+        encoded: dict[str, EncodedExamples],
+        examples: dict[str, Examples],
     ) -> None:
         self._task = task
         self._recipe = recipe
         self._train = encoded["train"]
         self._validation = encoded["validation"]
-        self._labels = examples.labels
+        self._labels = examples["validation"].labels
+        self._shapes = ExampleShapes(self._train.encoded, flat=reads_flat(stack))
+        self.patients: PatientItems | None = None
+        if recipe.privacy is not None:
+            self.patients = PatientItems.of(patient_numbers(examples["train"].patient_ids))
         weights = class_weights(task, self._train.targets, recipe.class_weights)
         self._weights = None if weights is None else weights.to(stack.device)
 
@@ -70,6 +82,14 @@ class FinetuneObjective:
     def size(self, batch: Sequence[int]) -> int:
         """Return the number of notes."""
         return len(batch)
+
+    def weights(self, items: Sequence[int]) -> list[float]:
+        """Return the weight of each example: 1, for a private training has no weights of classes."""
+        return [1.0] * len(items)
+
+    def shape(self, items: Sequence[int]) -> PassShape | None:
+        """Return how examples lie in a forward pass; None where they take more than one."""
+        return self._shapes.shape(items)
 
     def validate(self) -> dict[str, float]:
         """Return loss, primary AUROC and AUPRC on the validation patients, and as score what the recipe selects by."""
@@ -130,10 +150,19 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             if stack.backbone_is_frozen:
                 folders = FeatureFolders.of(folder, run.folder)
                 read_frozen(stack, encoded, folders, f"{title}: features", recipe.share_features)
-            objective = FinetuneObjective(stack, task, recipe, encoded, examples["validation"])
+            objective = FinetuneObjective(stack, task, recipe, encoded, examples)
         with run.timed("train"):
             try:
-                state = train(stack, run, recipe.training, objective, title, on_validation, frozen=opened.frozen)
+                state = train(
+                    stack,
+                    run,
+                    recipe.training,
+                    objective,
+                    title,
+                    on_validation,
+                    frozen=opened.frozen,
+                    privacy=recipe.privacy,
+                )
             except PrunedError:
                 keep_stack(opened, opened.frozen)
                 raise
@@ -144,17 +173,20 @@ def finetune(recipe: FinetuneRecipe, *, fresh: bool = False, on_validation: OnVa
             with replacing_file(run.folder / "predictions.parquet") as temporary:
                 pq.write_table(predictions_table(task, examples, logits), temporary)
             metrics: dict[str, Any] = {"best_epoch": state.best_epoch, "validation": state.history}
+            # Counts of training patients would have no noise.
+            told = [name for name in examples if name != "train" or recipe.privacy is None]
             scores = {
-                name: SplitScores(split.labels, logits.get(name), split.patient_ids) for name, split in examples.items()
+                name: SplitScores(examples[name].labels, logits.get(name), examples[name].patient_ids) for name in told
             }
             scores["test"] = replace(scores["test"], groups=read_groups(folder, examples["test"]))
             measured = measure_classifier(task, scores, recipe.evaluation)
             metrics["test"] = measured.metrics["test"]
             metrics["validation_chosen"] = measured.metrics["validation"]
-            metrics["tokens"] = {name: split.token_counts() for name, split in encoded.items()}
+            metrics["tokens"] = {name: encoded[name].token_counts() for name in told}
         stack = whole_stack(stack, build, run.checkpoints / BEST)
         stack.calibration = measured.calibration
         stack.data = training_data(folder, "finetune", recipe.adapters, stack.base)
+        record_privacy(stack, run, recipe, folder)
         stack.save(run.folder / "stack")
         write_json(run.folder / "metrics.json", metrics)
         run.finish(stack=stack.summary())

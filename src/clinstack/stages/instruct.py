@@ -20,6 +20,7 @@ from clinstack.engine.canary_planting import plant_in_answers
 from clinstack.engine.checkpoint import BEST
 from clinstack.engine.distributed import open_shared_run, world
 from clinstack.engine.instruction_tuning import InstructionObjective, answer_losses, answer_metrics
+from clinstack.engine.privacy_record import record_privacy
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
@@ -77,10 +78,14 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
             pairs = {split: encode(stack.tokenizer, prompt, recipe, part) for split, part in read.items()}
             say_notes(cut_prompts(pairs["train"].prompts.report, "train", recipe.max_tokens))
             place(stack)
-            objective = InstructionObjective(stack, recipe.training, recipe.layout, recipe.max_tokens, pairs)
+            patient_ids = None if recipe.privacy is None else read["train"].patient_ids
+            objective = InstructionObjective(
+                stack, recipe.training, recipe.layout, recipe.max_tokens, pairs, patient_ids
+            )
         began = time.monotonic()
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, f"instruct {label}", on_validation)
+            name, privacy = f"instruct {label}", recipe.privacy
+            state = train(stack, run, recipe.training, objective, name, on_validation, privacy=privacy)
         seconds = time.monotonic() - began - objective.seconds_validating
         speed = world().sum_numbers([objective.tokens_read])[0] / seconds
         with run.timed("evaluate"):
@@ -91,10 +96,13 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
                 pq.write_table(losses, temporary)
             settings = recipe.evaluation
             measured = {
-                split: answer_metrics(losses, settings.resamples, settings.seed, split) for split in reversed(SPLITS)
+                split: answer_metrics(losses, settings.resamples, settings.seed, split)
+                for split in reversed(SPLITS)
+                if split != "train" or recipe.privacy is None
             }
         stack = whole_stack(stack, build, run.checkpoints / BEST)
         stack.data = training_data(folder, "instruct", recipe.adapters, stack.base)
+        record_privacy(stack, run, recipe, folder)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",
@@ -105,11 +113,12 @@ def instruct(recipe: InstructRecipe, *, fresh: bool = False, on_validation: OnVa
                 "tokens": objective.counts(),
                 "test": measured["test"],
                 "validation_chosen": measured["validation"],
-                "train": measured["train"],
+                **({"train": measured["train"]} if "train" in measured else {}),
             },
         )
         # Of this start: speed is not in metrics.json, which is the same whether a run was killed or not.
-        run.finish(stack=stack.summary(), tokens_per_second=round(speed, 1) if objective.tokens_read else None)
+        says_speed = objective.tokens_read and recipe.privacy is None
+        run.finish(stack=stack.summary(), tokens_per_second=round(speed, 1) if says_speed else None)
         write_cards(run.folder / "stack")
         return run
 
@@ -146,13 +155,15 @@ def encode(
 
 
 def _measure(stack: Stack, prompt: Prompt, recipe: InstructRecipe, instructions: dict[str, Instructions]) -> pa.Table:
-    """Return the losses of answers of each split; of the training patients as many as of the test patients."""
+    """Return the losses of answers of each split; of training patients as many as of test patients, in private none."""
     most, seed = recipe.evaluation.max_notes, recipe.evaluation.seed
     tables = []
     test = instructions["test"].sample(most, seed)
     validation = instructions["validation"].sample(most, seed)
-    train_sample = instructions["train"].sample(len(test), seed)
-    for split, part in {"test": test, "validation": validation, "train": train_sample}.items():
+    parts = {"test": test, "validation": validation}
+    if recipe.privacy is None:  # losses of training patients would have no noise
+        parts["train"] = instructions["train"].sample(len(test), seed)
+    for split, part in parts.items():
         pairs = encode(stack.tokenizer, prompt, recipe, part)
         batch_size = recipe.training.batch_size
         tables.append(answer_losses(stack, part, pairs, split, recipe.max_tokens, batch_size))

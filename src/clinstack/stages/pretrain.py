@@ -28,6 +28,8 @@ from clinstack.engine.language_modelling import (
     usable_layout,
 )
 from clinstack.engine.losses import causal_loss
+from clinstack.engine.patients import PassShape, PatientItems, rows_by_patient, shape_of_rows
+from clinstack.engine.privacy_record import record_privacy
 from clinstack.engine.progress import say_notes
 from clinstack.engine.sharding import place, whole_stack
 from clinstack.engine.trainer import OnValidation, train
@@ -58,6 +60,10 @@ class PretrainObjective:
         self._train, self._validation = (
             lay_out_notes(stack, notes[split].documents, self.layout, recipe.context) for split in SPLITS[:2]
         )
+        self.patients: PatientItems | None = None
+        if recipe.privacy is not None:
+            patient_ids = notes["train"].index["patient_id"].to_pylist()
+            self._train, self.patients = rows_by_patient(self._train, patient_ids)
         self.tokens_read = 0
         self.seconds_validating = 0.0
 
@@ -75,6 +81,14 @@ class PretrainObjective:
         """Return the predicted tokens of a batch."""
         return self._train.predictions(batch)
 
+    def weights(self, items: Sequence[int]) -> list[float]:
+        """Return the predictions of each row."""
+        return [float(count) for count in self._train.fills[items]]
+
+    def shape(self, items: Sequence[int]) -> PassShape:
+        """Return how rows lie in a forward pass."""
+        return shape_of_rows(self._train, items)
+
     def validate(self) -> dict[str, float]:
         """Return the mean loss of a token of the validation patients."""
         began = time.monotonic()
@@ -84,12 +98,10 @@ class PretrainObjective:
         return {"loss": loss, "score": -loss}
 
     def counts(self) -> dict[str, Any]:
-        """Return what one epoch reads, and how much of it is filler."""
+        """Return what one epoch reads, and how much of it is filler; of training patients nothing in private."""
         batch_size = self._training.batch_size
-        return {
-            "train": self._train.counts(self.epoch_batches(0)),
-            "validation": self._validation.counts(self._validation.in_order(batch_size)),
-        }
+        train = {"train": self._train.counts(self.epoch_batches(0))} if self.patients is None else {}
+        return train | {"validation": self._validation.counts(self._validation.in_order(batch_size))}
 
 
 def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnValidation | None = None) -> Run:
@@ -132,17 +144,22 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
             objective = PretrainObjective(stack, recipe, notes)
         began = time.monotonic()
         with run.timed("train"):
-            state = train(stack, run, recipe.training, objective, f"pretrain {label}", on_validation)
+            name, privacy = f"pretrain {label}", recipe.privacy
+            state = train(stack, run, recipe.training, objective, name, on_validation, privacy=privacy)
         seconds = time.monotonic() - began - objective.seconds_validating
         speed = world().sum_numbers([objective.tokens_read])[0] / seconds
         with run.timed("evaluate"):
-            losses, metrics = _measure(stack, recipe, {"test": notes["test"], "train": notes["train sample"]})
+            measured = {"test": notes["test"]}
+            if recipe.privacy is None:  # losses of training patients would have no noise
+                measured["train"] = notes["train sample"]
+            losses, metrics = _measure(stack, recipe, measured)
             if not run.writes:
                 return run
             with replacing_file(run.folder / "losses.parquet") as temporary:
                 pq.write_table(losses, temporary)
         stack = whole_stack(stack, build, run.checkpoints / BEST)
         stack.data = training_data(folder, "pretrain", recipe.adapters, stack.base)
+        record_privacy(stack, run, recipe, folder)
         stack.save(run.folder / "stack")
         write_json(
             run.folder / "metrics.json",
@@ -155,7 +172,8 @@ def pretrain(recipe: PretrainRecipe, *, fresh: bool = False, on_validation: OnVa
             },
         )
         # Of this start: speed is not in metrics.json, which is the same whether a run was killed or not.
-        run.finish(stack=stack.summary(), tokens_per_second=round(speed, 1) if objective.tokens_read else None)
+        says_speed = objective.tokens_read and recipe.privacy is None
+        run.finish(stack=stack.summary(), tokens_per_second=round(speed, 1) if says_speed else None)
         write_cards(run.folder / "stack")
         return run
 
