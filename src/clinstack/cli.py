@@ -25,6 +25,7 @@ from clinstack import (
 )
 from clinstack.cli_base import base_app
 from clinstack.cli_cards import card_command
+from clinstack.cli_audit import audit_command
 from clinstack.cli_chat import chat_command
 from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
@@ -245,6 +246,7 @@ def predict(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = F
     show_run(run, as_json)
 
 
+app.command("audit")(audit_command)
 app.command("export")(cli_export.export)
 
 

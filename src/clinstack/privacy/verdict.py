@@ -12,7 +12,7 @@ A count without an interval, such as of identifiers, is compared by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Verdict = Literal["clean", "leaking", "inconclusive"]
@@ -63,3 +63,95 @@ def finding(name: str, value: float, interval: Sequence[float] | None, threshold
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+REQUIRED = "membership"
+"""The section that a clean verdict needs: every stack has notes that it was trained on and notes that it was not."""
+
+
+def overall(findings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict:
+    """Return what the findings of an audit come to.
+
+    - *leaking* when any finding is;
+    - *clean* when membership was tested, each section that was tested has a clean finding, and no finding that stayed
+      undecided has its value above its threshold;
+    - else *inconclusive*: nothing was found, but too little could be tested to say so.
+
+    Parameters
+    ----------
+    findings : mapping of str to sequence of findings
+        Of each section that was tested; an empty one could not decide anything.
+    """
+    everything = [item for section in findings.values() for item in section]
+    if any(item["verdict"] == "leaking" for item in everything):
+        return "leaking"
+    decided = all(any(item["verdict"] == "clean" for item in section) for section in findings.values())
+    if REQUIRED in findings and decided and not any(is_suspicious(item) for item in everything):
+        return "clean"
+    return "inconclusive"
+
+
+def is_suspicious(item: Mapping[str, Any]) -> bool:
+    """Whether a figure lies above its threshold, though its interval does not."""
+    return item["verdict"] == "inconclusive" and item["value"] is not None and item["value"] > item["threshold"]
+
+
+def sentence(
+    verdict: Verdict,
+    findings: Mapping[str, Sequence[Mapping[str, Any]]],
+    tested: Sequence[str],
+    not_tested: Sequence[str],
+) -> str:
+    """Say in plain words what an audit found, what it tested, what it did not, and what that does not mean.
+
+    Parameters
+    ----------
+    verdict : {"clean", "leaking", "inconclusive"}
+    findings : mapping of str to sequence of findings
+        As `overall` takes them.
+    tested, not_tested : sequence of str
+        Parts of a sentence, of which none ends it.
+    """
+    did = f"Tested: {'; '.join(tested)}." if tested else "Nothing was tested."
+    did_not = f"Not tested: {'; '.join(not_tested)}."
+    return " ".join((_finding_sentence(verdict, findings), did, did_not, MEANING[verdict]))
+
+
+MEANING: dict[Verdict, str] = {
+    "clean": (
+        "A clean verdict says that these attacks found nothing on these notes. It does not prove that no other attack "
+        "would, and it guarantees nothing to a single patient."
+    ),
+    "leaking": (
+        "Whoever has the weights can do what is above a threshold here; treat them as confidential as the notes that "
+        "they were trained on."
+    ),
+    "inconclusive": (
+        "An inconclusive verdict is no evidence for release: audit more notes of more patients, or treat the weights "
+        "as confidential as the notes."
+    ),
+}
+"""What each verdict means, and what it does not."""
+
+
+def _finding_sentence(verdict: Verdict, findings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    everything = [item for section in findings.values() for item in section]
+    if verdict == "leaking":
+        above = [describe(item) for item in everything if item["verdict"] == "leaking"]
+        return f"Above the threshold: {'; '.join(above)}."
+    if verdict == "clean":
+        return f"No figure of {len(everything)} lies above its threshold."
+    if REQUIRED not in findings:
+        return "Membership of the training notes was not tested, so nothing can be said of them."
+    open_ones = [describe(item) for item in everything if item["verdict"] == "inconclusive"]
+    empty = [name for name, section in findings.items() if not any(item["verdict"] == "clean" for item in section)]
+    missing = [f"{name}: nothing could be decided" for name in empty if not findings[name]]
+    return f"Too little could be tested to say: {'; '.join([*open_ones, *missing])}."
+
+
+def describe(item: Mapping[str, Any]) -> str:
+    """Return a finding in words, such as ``membership.loss.auroc 0.910 (0.850 to 0.950), threshold 0.65``."""
+    value = "unknown" if item["value"] is None else f"{item['value']:.3g}"
+    ends = item["interval"]
+    between = "" if ends is None or None in ends else f" ({ends[0]:.3g} to {ends[1]:.3g})"
+    return f"{item['name']} {value}{between}, threshold {item['threshold']:g}"

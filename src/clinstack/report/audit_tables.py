@@ -1,0 +1,154 @@
+"""The tables of an audit's page: what was audited, on what data, and what each attack came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from clinstack.report.audit_figures import exposures, membership_name
+from clinstack.report.tables.cells import MISSING, Cell, Table, count, figure
+
+_SIDES = {"members": "Training patients", "non_members": "Held-out patients"}
+_SPECIAL = {"tpr": "TPR", "auroc": "AUROC", "min": "Min-K%++"}
+
+
+def finding_name(name: str) -> str:
+    """Return a finding's name for a reader, such as ``Membership, reference: AUROC``."""
+    section, *rest = name.split(".")
+    if section == "membership" and len(rest) == 2:
+        return f"Membership, {membership_name(rest[0])}: {_measure(rest[1])}"
+    return f"{section.capitalize()}: {_measure('.'.join(rest))}" if rest else _measure(section)
+
+
+def _measure(name: str) -> str:
+    known = {"auroc": "AUROC", "tpr_at_1_percent": "true positives at 1 % false ones", "own_text": "own text, verbatim"}
+    return known.get(name, name.replace("_", " ").replace(".", ", "))
+
+
+def stack_table(report: Mapping[str, Any]) -> Table:
+    """Return what was audited: base, adapters in order, their hashes, how they were trained."""
+    stack = report["stack"]
+    what = {"notes": "the losses of notes", "answers": "the losses of answers", "scores": "a classifier's scores"}
+    rows = [
+        ("Stack", [Cell(stack["label"], _hash(stack["fingerprint"], "stack.json"))]),
+        ("Attacked by", [Cell(what[stack["kind"]], stack["task"] or "")]),
+        ("Base", [Cell(_name(stack["base"]["id"]), _hash(stack["base"]["fingerprint"], "fingerprint"))]),
+    ]
+    for place, adapter in enumerate(stack["adapters"], 1):
+        lies_on = "" if adapter.get("verified", True) else "; what it lies on is not verified"
+        text = f"{adapter['name']}: {adapter['method']}, {'trainable' if adapter['trainable'] else 'frozen'}{lies_on}"
+        rows.append((f"Adapter {place}", [Cell(text, _hash(adapter["weights"], "weights"))]))
+    training = stack["training"]
+    if training is not None:
+        steps = "" if training["max_steps"] is None else f", at most {training['max_steps']:,} steps"
+        epochs = f"{training['epochs']:,} epoch{'s' * (training['epochs'] != 1)}"
+        text = f"{training['stage']}: {epochs}{steps}, learning rate {training['learning_rate']:g}"
+        rows.append(("Training", [Cell(text, f"finished {training['finished']}" if training["finished"] else "")]))
+    rows.append(("Differential privacy", [Cell(privacy_sentence(report["privacy"]))]))
+    return Table("stack", "What was audited", "", ["", ""], rows, words=True)
+
+
+def privacy_sentence(said: list[dict[str, Any]] | None) -> str:
+    """Return what the stack's record says of private training."""
+    if not said:
+        return "not private: trained without a guarantee"
+    parts = []
+    for one in said:
+        name = str(one.get("adapter") or one.get("stage") or "a training")
+        if one.get("private"):
+            unit = one.get("unit", "patient")
+            parts.append(f"{name}: ε = {one['epsilon']:.3g} at δ = {one['delta']:.3g} for each {unit}")
+        else:
+            parts.append(f"{name}: not private")
+    return "; ".join(parts)
+
+
+def data_table(report: Mapping[str, Any]) -> Table:
+    """Return the data with their hashes, and how they are known to be what was trained on."""
+    data = report["data"]
+    recorded = (
+        "recorded: the Run was trained on exactly these files"
+        if data["recorded"]
+        else "the word of whoever asked: no record says that these were trained on"
+    )
+    rows = [
+        ("Folder", [Cell(_name(data["folder"]), recorded)]),
+        ("Members", [Cell(f"notes of the {data['members']} patients")]),
+        ("Others", [Cell(f"notes of the {data['non_members']} patients, who were held out")]),
+    ]
+    rows += [(_name(name), [Cell(_short(value), "")]) for name, value in data["files"].items()]
+    if data["prepare"] is not None:
+        rows.append(("prepare.json", [Cell(_short(data["prepare"]))]))
+    for number, source in enumerate(data["lineage"] or (), 1):
+        may = {True: "may be published", False: "may not be published openly", None: "unknown whether publishable"}
+        text = f"{source['source'] or 'unknown'} ({source['stage']}): {may[source['openly_publishable']]}"
+        rows.append((f"Lineage {number}", [Cell(text)]))
+    return Table("data", "The data", "Hashes of the files that were read.", ["", ""], rows, words=True)
+
+
+def membership_table(section: Mapping[str, Any]) -> Table:
+    """Return the figures of each membership attack."""
+    rows = []
+    for name, attack in section["attacks"].items():
+        cells = [figure(attack["auroc"]), figure(attack["auroc_joint"])]
+        cells += [figure(attack[rate]) for rate in ("tpr_at_1_percent", "tpr_at_0.1_percent")]
+        rows.append((membership_name(name), cells))
+    sides = "; ".join(
+        f"{title.lower()}: {section[key]['notes']:,} of {section[key]['patients']:,}" for key, title in _SIDES.items()
+    )
+    note = (
+        f"0.5 is an AUROC of guessing, 0.010 and 0.001 are rates of guessing. Small: 95 % intervals over patients; the "
+        f"joint ones hold for all attacks together. {sides[:1].upper() + sides[1:]}."
+    )
+    columns = ["Attack", "AUROC", "AUROC, joint", "TPR at 1 % FPR", "TPR at 0.1 % FPR"]
+    return Table("membership-table", "Membership attacks", note, columns, rows)
+
+
+def membership_sentences(section: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know beside the figures."""
+    what = [f"{membership_name(name)}: {attack['what']}." for name, attack in section["attacks"].items()]
+    return [*what, section["split_check"]["why"], *section["remarks"]]
+
+
+def canaries_table(section: Mapping[str, Any]) -> Table:
+    """Return mean exposure by how often canaries were planted."""
+    rows = [(f"{often} times", [figure(value, 2)]) for often, value in exposures(section)]
+    note = "Mean exposure in bits, small its 95 % interval; what nobody planted has 1.44 bits by chance."
+    return Table("canaries-table", "Exposure of canaries", note, ["Planted", "Exposure"], rows)
+
+
+def extraction_table(section: Mapping[str, Any]) -> Table:
+    """Return the shares of prefixes that were continued verbatim, by the stack, its base, and a reference."""
+    rows: list[tuple[str, list[Cell]]] = []
+    groups: dict[int, str] = {}
+    for length, figures in section["by_length"].items():
+        groups[len(rows)] = f"{length} tokens"
+        for side, title in _SIDES.items():
+            of_models = figures["verbatim"][side]
+            cells = [count(figures["prompts"][side]), figure(of_models["adapter"]), figure(of_models["base"])]
+            cells += [figure(of_models.get("reference")), figure(figures["in_no_other_patient"][side])]
+            rows.append((title, cells))
+        excess = figures["in_no_other_patient"]["excess"]
+        rows.append(("Excess of training", [Cell(MISSING)] + [Cell("")] * 3 + [figure(excess, signed=True)]))
+    note = (
+        "Share of prefixes of a note that a model continues with the note's own tokens, greedily. Last column: of "
+        "these only such that stand in no other patient's text; the excess of training patients over held-out ones is "
+        "judged."
+    )
+    columns = ["Whose prefixes", "Prefixes", "Stack", "Base alone", "Reference", "In nobody else's text"]
+    return Table("extraction-table", "Verbatim continuations", note, columns, rows, groups=groups)
+
+
+def _hash(value: Any, what: str) -> str:
+    return f"{what} {_short(str(value))}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 31 else f"{value[:31]}…"
+
+
+def _name(path: str) -> str:
+    """Return the last part of an absolute path: the way to it is that machine's business."""
+    pure = PurePath(path)
+    return pure.name if pure.is_absolute() else str(path)
