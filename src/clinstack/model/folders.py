@@ -32,6 +32,19 @@ _DESCRIBING = (
 )
 
 
+def refuse_large(path: Path, what: str, most: int = MOST_JSON) -> None:
+    """Refuse a file of somebody else's that is far larger than such files are, before it is read.
+
+    Raises
+    ------
+    InputError
+        If it has more than ``most`` bytes.
+    """
+    size = path.stat().st_size
+    if size > most:
+        raise InputError(f"{what}: {path} has {size:,} bytes, and at most {most:,} are read; copy it again.")
+
+
 def read_json_object(path: Path, what: str, most: int = MOST_JSON) -> dict[str, Any]:
     """Read a JSON file of somebody else's.
 
@@ -40,11 +53,7 @@ def read_json_object(path: Path, what: str, most: int = MOST_JSON) -> dict[str, 
     InputError
         If it is too large, nested too deeply, damaged, or no object.
     """
-    size = path.stat().st_size
-    if size > most:
-        raise InputError(
-            f"{what}: {path} has {size:,} bytes, and at most {most:,} are read; it is not what it should be."
-        )
+    refuse_large(path, what, most)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -138,9 +147,8 @@ def check_base_folder(folder: Path, what: str) -> None:
     """
     refuse_links_out(folder, what)
     described = {name: read_json_object(folder / name, what) for name in _DESCRIBING if (folder / name).is_file()}
-    tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file() and tokenizer.stat().st_size > MOST_TOKENIZER:
-        raise InputError(f"{what}: {tokenizer} has more than {MOST_TOKENIZER:,} bytes; copy it again.")
+    if (folder / "tokenizer.json").is_file():
+        refuse_large(folder / "tokenizer.json", what, MOST_TOKENIZER)
     shards = described.get(INDEX_FILE, {}).get("weight_map", {})
     if not isinstance(shards, dict):
         raise InputError(f"{what}: {folder / INDEX_FILE} has no weight_map of names; copy it again.")

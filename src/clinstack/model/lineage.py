@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -17,6 +17,7 @@ from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.model.base import Base
 from clinstack.model.families import DECODER_HEAD, HEAD_MODULES, is_heads
+from clinstack.model.folders import plain_name, read_json_object, refuse_large, refuse_links_out, refuse_pickles
 from clinstack.model.methods.configs import method_of
 from clinstack.recipe.adapters import METHODS
 
@@ -90,24 +91,31 @@ class AdapterSource:
 
 
 def read_stack_record(folder: Path) -> dict[str, Any]:
-    """Read ``stack.json``.
+    """Read ``stack.json``, and look at the folder that it describes.
 
     Raises
     ------
     InputError
-        If it is missing or of another format version.
+        If it is missing, damaged or of another format version, or if the folder leads out of itself by a link or a
+        name, or holds a pickle.
     """
     path = folder / "stack.json"
     if not path.is_file():
         raise InputError(f"{folder} has no stack.json: it is not a Stack.")
-    try:
-        record = read_json(path)
-    except ValueError:
-        raise InputError(f"{path} is damaged (not JSON).") from None
-    version = record.get("format_version") if isinstance(record, dict) else None
+    refuse_links_out(folder, str(folder))
+    refuse_pickles(folder, str(folder))
+    record = read_json_object(path, str(folder))
+    version = record.get("format_version")
     if version != 1:
         raise InputError(f"{path}: format version {version}; this clinstack reads 1.")
-    return cast(dict[str, Any], record)
+    try:
+        places = [item["folder"] for item in record["adapters"]]
+        places += [record["head"]["folder"]] if record["head"] else []
+    except (KeyError, TypeError):
+        raise InputError(f"{path} is damaged: it does not say where its adapters are.") from None
+    for place in places:
+        plain_name(place, str(path))
+    return record
 
 
 def stack_folder(path: Path) -> Path:
@@ -171,6 +179,7 @@ def read_adapter(folder: Path, key: str) -> AdapterSource:
         If its method is none that a stack holds, it is pickled or damaged, brings modules a stack cannot hold, or
         differs from its record.
     """
+    refuse_links_out(folder, key)
     if is_model_folder(folder):
         method, config, encoder = "full", None, None
         tensors = _read_shards(folder, key)
@@ -235,12 +244,15 @@ def _read_file(file: Path, key: str) -> dict[str, torch.Tensor]:
 
 
 def _read_config(folder: Path, key: str) -> tuple[PeftConfig, str]:
+    refuse_large(folder / CONFIG_FILE, key)
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{key}: {folder / CONFIG_FILE} is not a PEFT configuration ({type(error).__name__})."
         ) from None
+    if getattr(config, "megatron_config", None) is not None:
+        raise InputError(f"{key}: {folder / CONFIG_FILE} names a module to be imported; clinstack imports none.")
     method = method_of(config)
     if method is None:
         raise InputError(f"{key}: {folder} is a {config.peft_type} adapter; stacks hold {', '.join(METHODS)}.")

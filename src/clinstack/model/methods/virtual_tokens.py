@@ -78,7 +78,9 @@ class VirtualTokens(Placed):
             )
         self._kept_encoder = encoder or {}
         settings = copy.copy(self._config)
-        settings.inference_mode = has_encoder and not self._uses_encoder
+        # A prompt that is read begins at no text: PEFT would open the tokenizer that its file names, wherever that is.
+        is_read_prompt = method == "prompt" and not is_new
+        settings.inference_mode = is_read_prompt or (has_encoder and not self._uses_encoder)
         module = _module(settings, network).float()
         if self._uses_encoder and encoder is not None:
             self._load_encoder(module, encoder)
