@@ -126,8 +126,9 @@ def _split_check(sides: Sides, attacked: Attacked) -> dict[str, Any]:
         result["why"] = (
             f"The split is biased: {names[worst]} can tell members from non-members, with an AUROC of "
             f"{0.5 + off[worst]:.3f}. The figures show the split as well as the training, so a figure counts only "
-            "where it is as clear when that is taken off; not so for the attack with a reference, which takes off what the "
-            "reference makes of each note. Compare notes of the same kind and time, split by patient at random."
+            "where it is as clear when that is taken off; not so for the attack with a reference, which takes off "
+            "what the reference makes of each note. Compare notes of the same kind and time, split by patient at "
+            "random."
         )
     result["why"] = result["why"][0].upper() + result["why"][1:]
     return result
