@@ -47,6 +47,10 @@ def prepare_cohort(
     split_lists: Annotated[
         bool, typer.Option("--split-lists", help="Also the official scripts' three lists of patients.")
     ] = False,
+    identifiers: Annotated[
+        bool,
+        typer.Option("--identifiers", help="Invented names, dates, numbers and addresses in the notes, and where."),
+    ] = False,
     list_traps: Annotated[
         bool, typer.Option("--list-traps", help="Name the traps and end.", is_eager=True, callback=_list_traps)
     ] = False,
@@ -60,6 +64,7 @@ def prepare_cohort(
         rows = write_cohort(
             out, patients, seed, update,
             notes=notes, workers=workers, compress=gzip, traps=trap or (), split_lists=split_lists,
+            identifiers=identifiers,
         )  # fmt: skip
     console.print("[yellow]Synthetic: everyone in these tables is invented.")
     _print_counts(rows, "rows")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
+from clinstack.notes.cohort.identifiers import Truth, plant_identifiers
 from clinstack.notes.cohort.patient import draw_patient
 from clinstack.notes.cohort.tables import COLUMNS, TEXT_COLUMNS, Rows, add_patient
 from clinstack.notes.cohort.traps import Planted, plant_traps, planted_rows
@@ -28,12 +29,15 @@ class Plan:
         Notes in all, in the long form; None writes a few short notes for each admission.
     traps : tuple of str
         Names of traps, in the order of `clinstack.notes.cohort.traps.TRAPS`.
+    identifiers : bool
+        Whether identifiers of the invented people are written into the notes.
     """
 
     seed: int
     patients: int
     notes: int | None = None
     traps: tuple[str, ...] = ()
+    identifiers: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,14 @@ class Chunk:
         Of each trap: SUBJECT_IDs and HADM_IDs, and by table the places of its rows in ``lines``.
     subjects : list of int
         The SUBJECT_ID of each admission that is not a newborn's, with repeats.
+    identifiers : list of Truth
+        Where identifiers stand, by the places of notes in ``lines``.
     """
 
     lines: Lines
     planted: Planted
     subjects: list[int]
+    identifiers: list[Truth]
 
 
 def draw_chunk(plan: Plan, first: int, end: int) -> Chunk:
@@ -73,9 +80,10 @@ def draw_chunk(plan: Plan, first: int, end: int) -> Chunk:
         wanted = plan.notes * end // plan.patients - plan.notes * first // plan.patients
         fill_notes(rows, plan.seed, patients, wanted)
     planted_rows(rows, planted)
+    identifiers = plant_identifiers(rows, plan.seed, patients) if plan.identifiers else []
     kind, subject = (COLUMNS["ADMISSIONS"].index(column) for column in ("ADMISSION_TYPE", "SUBJECT_ID"))
     subjects = [row[subject] for row in rows.pending["ADMISSIONS"] if row[kind] != "NEWBORN"]
-    return Chunk(format_rows(rows), planted, subjects)
+    return Chunk(format_rows(rows), planted, subjects, identifiers)
 
 
 def format_rows(rows: Rows) -> Lines:

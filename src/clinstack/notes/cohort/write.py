@@ -35,6 +35,10 @@ The {notes} notes were made long by adding paragraphs from pools of a few hundre
 but paragraphs return in many of them, and what they say does not fit the patient: use these notes to measure speed and
 memory, not models.
 """
+_SIGN_IDENTIFIERS = """
+The names, numbers, dates and addresses in the notes are invented as well; `identifiers.csv.gz` says where each one
+stands. They are there to measure what finds or replaces identifiers.
+"""
 _SIGN_TRAPS = """
 Some rows are wrong on purpose, or look wrong: traps for programs that read such tables. `traps.json` says which.
 """
@@ -51,6 +55,7 @@ def write_cohort(
     compress: bool = False,
     traps: Sequence[str] = (),
     split_lists: bool = False,
+    identifiers: bool = False,
 ) -> dict[str, int]:
     """Write an invented cohort as csv files with MIMIC-III's names, columns and types.
 
@@ -78,6 +83,9 @@ def write_cohort(
         Names of traps to plant, or ``all``; ``traps.json`` tells where they are.
     split_lists : bool
         Write the patients of train, val and test as the official scripts' three lists, into ``split_lists/``.
+    identifiers : bool
+        Write names, numbers, dates and addresses of the invented people into the notes, and where each one stands into
+        ``identifiers.csv.gz``.
 
     Returns
     -------
@@ -102,7 +110,7 @@ def write_cohort(
     _refuse_other_folder(out)
     if notes is not None:
         _refuse_small_disk(out, notes, compress)
-    plan = Plan(seed, patients, notes, chosen)
+    plan = Plan(seed, patients, notes, chosen, identifiers)
     planted: Planted = {name: {} for name in chosen}
     subjects: list[int] = []
     counts = dict.fromkeys(COLUMNS, 0)
@@ -113,9 +121,12 @@ def write_cohort(
                 files[name] = stack.enter_context(_open_table(folder, name, compress))
                 files[name].write((",".join(f'"{column}"' for column in columns) + "\n").encode())
             _append(files, counts, _title_lines())
+            truth = stack.enter_context(_open_truth(folder)) if identifiers else None
             done = 0
             for chunk in stack.enter_context(_chunks(plan, workers)):
                 _collect(planted, chunk.planted, counts)
+                if truth is not None:
+                    truth.write(_truth_lines(chunk, counts["NOTEEVENTS"]))
                 _append(files, counts, chunk.lines)
                 subjects += chunk.subjects
                 done = min(done + _PATIENTS_AT_ONCE, patients)
@@ -127,6 +138,8 @@ def write_cohort(
         if chosen:
             facts["traps"] = list(chosen)
             _write_manifest(folder / "traps.json", planted)
+        if identifiers:
+            facts["identifiers"] = True
         if split_lists:
             _write_split_lists(folder / "split_lists", subjects, planted, seed)
         facts |= {"rows": counts, "clinstack": __version__}
@@ -136,6 +149,8 @@ def write_cohort(
             sign += _SIGN_LARGE.format(notes=f"{notes:,}")
         if chosen:
             sign += _SIGN_TRAPS
+        if identifiers:
+            sign += _SIGN_IDENTIFIERS
         (folder / "SYNTHETIC.md").write_text(sign, encoding="utf-8")
     return counts
 
@@ -190,6 +205,24 @@ def _open_table(folder: Path, name: str, compress: bool) -> IO[bytes]:
         return (folder / f"{name}.csv").open("wb")
     # No time in the header: the same cohort gives the same bytes.
     return gzip.GzipFile(folder / f"{name}.csv.gz", "wb", compresslevel=1, mtime=0)  # type: ignore[return-value]
+
+
+@contextmanager
+def _open_truth(folder: Path) -> Iterator[IO[bytes]]:
+    from clinstack.notes.cohort.identifiers import TRUTH, TRUTH_COLUMNS
+
+    with gzip.GzipFile(folder / TRUTH, "wb", compresslevel=1, mtime=0) as file:
+        file.write((",".join(TRUTH_COLUMNS) + "\n").encode())
+        yield file  # type: ignore[misc]
+
+
+def _truth_lines(chunk: Chunk, rows_before: int) -> bytes:
+    """Return the lines of a chunk's identifiers; places of notes become ROW_IDs."""
+    return b"".join(
+        f"{rows_before + 1 + item.place},{item.subject},{'' if item.hadm is None else item.hadm},{item.start},"
+        f"{item.end},{item.kind},{item.form},{int(item.held_out)}\n".encode()
+        for item in chunk.identifiers
+    )
 
 
 def _title_lines() -> Lines:
