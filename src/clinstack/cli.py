@@ -29,6 +29,7 @@ from clinstack.cli_audit import audit_command
 from clinstack.cli_chat import chat_command
 from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
+from clinstack.cli_scan import scan_command
 from clinstack.cli_serve import serve_command
 from clinstack.cli_synthesize import synthesize_app
 from clinstack.errors import ClinstackError, InputError
@@ -247,6 +248,7 @@ def predict(arguments: Arguments = None, fresh: Fresh = False, as_json: Json = F
 
 
 app.command("audit")(audit_command)
+app.command("scan")(scan_command)
 app.command("export")(cli_export.export)
 
 

@@ -173,6 +173,12 @@ DATES = (
 )
 """A day that no month has, such as that of a blood pressure, is none."""
 
+
+def _is_exact(match: re.Match[str]) -> bool:
+    """Whether the age is not "over 90", which is what a de-identified text says."""
+    return not match.string[max(0, match.start() - 5) : match.start()].rstrip().endswith(("over", ">", "\u2265"))
+
+
 _AGE = r"(?P<found>[91](?<![\w/.\-].)(?:(?<=9)\d|(?<=1)[0-2]\d))"
 AGES = (
     # 93 year old, 93yo, 93 M with; degrees Fahrenheit end in F as well
@@ -186,6 +192,7 @@ AGES = (
                 | [ ]?F\b(?=[ ,]{{1,2}}(?:with|w/|who|h/o|s/p|p/w|presents|admitted|hx|c/o|transferred|found)\b)
             )"""
         ),
+        _is_exact,
     ),
     Pattern("age", verbose(rf"{_AGE}(?![\w/%+]|\.\d)"), before=ending(r"aged?[ :]{1,2}(?:of[ ])?")),
 )

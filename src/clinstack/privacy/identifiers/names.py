@@ -10,35 +10,35 @@ from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, 
 
 _NOT_NAMES_WORDS = """
     a about above active acute additional admission admit admitted after age aged alert all allergies allergy also
-    am an and any april are as assessment at attending august aunt aware away back be bed been before being below
-    birth blood both brief brother but by called came can cardiac cardiology care case cc chest chief chronic clinic
-    clip code comfortable comments complains complaint condition consent consult consulted contact continue
-    continued continues contrast course cousin covering ct cxr daily date daughter dc deceased december deferred
-    denies department dermatology diagnosis did discharge discharged discussed disposition dnr do does done dose
-    drug drugs during ecg ed education ekg elderly emergency endocrine endocrinology er evening exam expired failed
-    fall family father february fellow female final findings first floor follow followed following follows for found
-    friday friend from full gastroenterology gender general gentleman geriatrics given goals good granddaughter
-    grandson guardian gyn had has have he head health heart hematology heme her here him his history home hospital
-    hospitalist house how husband i icu id if ill impression improved in indication infectious information informed
-    ins instructions intern internal into intubated is issues it its january july june known lab labs last left line
-    lives lying made male man managed march may md medical medication medications medicine met micu middle monday
-    mother mr mri ms n/a na name namely nephew nephrology neuro neurology neurosurgery new newborn niece nkda no
-    none nor normal not note noted nothing notified november now nurse nursing ob october of off office old on
-    oncology one only operative ophthalmology or orders oriented orthopedic orthopedics other our out outpatient
-    over paged pain palliative parents partner past pathology patient pending per phone physical physician plan
-    plastic please podiatry post pre present presented presents primary prior procedure progress provider psych
-    psychiatry pt pulmonary radiology re reason received recommendations recommends record referring refused
-    regarding rehab remains renal report reports resident resting resulted results review reviewed rheumatology
-    right rn room said same saturday saw says scan see seems seen self sent september service services sex she sicu
-    signed significant since sister sleeping social son speaking spoke spouse stable staff started states status
-    still stroke summary sunday surgeon surgery surgical tba tbd team tele telephone test tests than that the their
-    them then there these they this thoracic those thursday to today tolerated tomorrow tonight took transfer
-    transferred trauma tuesday type unable uncle under unit unknown unresponsive until up upon urology wants was we
-    wednesday weight well were when where which while who wife will with within without woman work would xray year
-    years yes yesterday you your
+    am ambulance an and any april are as assessment at attending august aunt aware away back be bed been before
+    being below bipap birth blood both brief brother but by called came can cardiac cardiology care case cc chest
+    chief chronic clinic clip clips code comfortable comments complains complaint condition consent consult
+    consulted contact continue continued continues contrast course cousin covering cpap ct cxr daily date daughter
+    dc deceased december deferred denies department dermatology diagnosis did discharge discharged discussed
+    disposition dnr do does done dose drug drugs during ecg ed education ekg elderly emergency ems endocrine
+    endocrinology er evening exam expired failed fall family father february fellow female final findings first
+    floor follow followed following follows for found friday friend from full gastroenterology gender general
+    gentleman geriatrics given goals good granddaughter grandson guardian gyn had has have he head health heart
+    hematology heme her here him his history home hospital hospitalist house how husband i icu id if ill impression
+    improved in indication infectious information informed ins instructions intern internal into intubated is issues
+    it its january july june known lab labs last left line lives lying made male man managed march may md medical
+    medication medications medicine met micu middle monday mother mr mri ms n/a na name namely nephew nephrology
+    neuro neurology neurosurgery new newborn niece nkda no none nor normal not note noted nothing notified november
+    now nurse nursing ob october of off office old on oncology one only operative ophthalmology or orders oriented
+    orthopedic orthopedics osh ot other our out outpatient over paged pain palliative parents partner past pathology
+    patient pending per phone physical physician plan plastic please podiatry police post pre present presented
+    presents primary prior procedure progress provider psych psychiatry pt pulmonary radiology re reason received
+    recommendations recommends record referring refused regarding rehab remains renal report reports resident
+    resting resulted results review reviewed rheumatology right rn room said same saturday saw says scan see seems
+    seen self sent september service services sex she sicu signed significant since sister sleeping snf social son
+    speaking spoke spouse stable staff started stat states status still stroke summary sunday surgeon surgery
+    surgical sw tba tbd team tele telephone test tests than that the their them then there these they this thoracic
+    those thursday to today tolerated tomorrow tonight took transfer transferred trauma tuesday type ua unable uncle
+    under unit unknown unresponsive until up upon urology vent vna wants was we wednesday weight well were when
+    where which while who wife will with within without woman work would xray year years yes yesterday you your
 """
 _NOT_NAMES = frozenset(_NOT_NAMES_WORDS.split())
-_WORD = r"[A-Z](?:[a-z]{1,20}|[A-Z]{1,20}|'[A-Z][a-zA-Z]{1,20}|[a-z]{1,3}[A-Z][a-z]{1,20})(?:-[A-Z][a-zA-Z]{1,20})?"
+_WORD = r"[A-Z](?:[a-z]{1,3}[A-Z][a-z]{1,20}|[a-z]{1,20}|[A-Z]{1,20}|'[A-Z][a-zA-Z]{1,20})(?:-[A-Z][a-zA-Z]{1,20})?"
 _INITIAL = r"[A-Z]\.?"
 _PARTICLES = "de|del|la|van|von|der|den|di|da|dos|al|el|bin|ben"
 _PART = rf"(?:(?:(?:{_PARTICLES}|[Ss]t\.)[ ]){{0,2}}{_WORD})"
@@ -47,7 +47,7 @@ _NAME = rf"""(?:
     | {_WORD}(?:[ ]{_INITIAL}(?!\w))?(?:[ ]{_PART}){{1,2}}
     | {_INITIAL}[ ]?(?:{_INITIAL}[ ]?)?{_PART}
     | {_PART}
-)(?![a-z])"""
+)(?![A-Za-z])"""
 """``Smith, John A``, ``John A. van Smith``, ``J. A. Smith`` or ``Smith``."""
 _NAME_HERE = verbose(_NAME)
 _TITLE_HERE = verbose(r"(?:Dr|DR|Mr|Mrs|Ms|MR|MRS|MS)\.?[ ]")
@@ -62,6 +62,9 @@ _RELATIVES_WORDS = """
     wife husband son daughter sister brother mother father mom dad niece nephew aunt uncle cousin friend grandson
     granddaughter grandmother grandfather spouse partner girlfriend boyfriend fiance fiancee neighbor daughter-in-law
     son-in-law sister-in-law brother-in-law guardian proxy hcp pcp named nurse manager worker
+    cardiologist oncologist nephrologist neurologist urologist pulmonologist gastroenterologist hematologist
+    psychiatrist endocrinologist rheumatologist dermatologist ophthalmologist podiatrist pediatrician internist hospitalist surgeon
+    therapist radiologist pathologist anesthesiologist obstetrician
 """
 _RELATIVES = frozenset(_RELATIVES_WORDS.split())
 """``daughter Jane``, ``wife (Jane Roe)``, ``proxy is Jane``."""
@@ -79,6 +82,7 @@ _TITLES_WORDS = """
 _TITLES = frozenset(_TITLES_WORDS.split())
 """As they are written: MR and ms are magnetic resonance, mitral regurgitation, mental status."""
 _DOTTED_TITLES = frozenset(("MR", "MS"))
+_WITH = ending(r"(?:spoke|spoken|talked|discussed|reviewed|met|d/w)(?:[ ](?:by[ ]phone|at[ ]length))?[ ]with[ ]|d/w[ ]")
 _BY = ending(
     either(
         """signed, dictated, transcribed, interpreted, read, reviewed, approved, entered, written, attested, cosigned,
@@ -94,9 +98,14 @@ def is_name(words: str) -> bool:
     return bool(parts) and not any(part.lower() in _NOT_NAMES for part in parts)
 
 
-def _begins_as_name(words: str) -> bool:
-    parts = _PARTS.findall(words)
-    return bool(parts) and parts[0].lower() not in _NOT_NAMES
+def name_length(words: str) -> int:
+    """Return how many characters are a name before the first word that is none: "Smith" of "Smith Cardiology"."""
+    end = 0
+    for part in _PARTS.finditer(words):
+        if part.group().lower() in _NOT_NAMES:
+            return end
+        end = part.end()
+    return len(words) if end else 0
 
 
 class CuedNames:
@@ -114,10 +123,10 @@ class CuedNames:
                 continue
             title = None if titled else _TITLE_HERE.match(text, start)
             name = _NAME_HERE.match(text, title.end() if title else start)
-            # After a title the first word decides: what follows a name is capitalized too in "Dr. Smith Cardiology".
-            if name is None or not (_begins_as_name if titled or title else is_name)(name.group()):
+            length = name_length(name.group()) if name else 0
+            if name is None or not length:
                 continue
-            yield Identifier(name.start(), name.end(), "name", NAME)
+            yield Identifier(name.start(), name.start() + length, "name", NAME)
             second = _SECOND_HERE.match(text, name.end()) if cue["word"] in ("Drs", "Doctors") else None
             if second is not None and is_name(second["found"]):
                 yield Identifier(second.start("found"), second.end("found"), "name", NAME)
@@ -132,8 +141,9 @@ class CuedNames:
         word = cue["word"].lower()
         if cue["label"] is not None:
             return word in _LABELS
-        if word == "by":
-            return _BY.search(text, max(0, cue.end() - REACH), cue.end()) is not None
+        if word in ("by", "with", "w"):
+            expression = _BY if word == "by" else _WITH
+            return expression.search(text, max(0, cue.end() - REACH), cue.end()) is not None
         return word in _RELATIVES and cue["title"] != ". "
 
 
@@ -144,7 +154,7 @@ class SignedNames:
         r"""[MRDNPLACD](?<=[ ].)(?<=[A-Za-z.,][ ].)
         (?:(?<=M)\.?D|(?<=R)\.?N|(?<=D)\.?O|(?<=N)\.?P|(?<=P)\.?A(?:-C)?|(?<=P)h\.?D|(?<=L)ICSW|(?<=L)CSW|(?<=M)SW|(?<=R)RT
         |(?<=R)PH|(?<=P)harmD|(?<=C)RNA|(?<=D)PM|(?<=D)DS|(?<=M)BBS|(?<=A)PRN|(?<=C)NM|(?<=C)RNP|(?<=M)PH|(?<=P)GY-?[1-9])
-        (?![A-Za-z])"""
+        (?!\w)"""
     )
     _name = verbose(rf"(?<![\w.]) (?P<found>{_NAME}),?[ ]\Z")
 
@@ -162,7 +172,7 @@ class SignedNames:
                 yield Identifier(name.start("found"), name.end("found"), "name", NAME)
 
 
-_LOWER_NAME = r"\.?[ ](?P<found>[a-z]{3,20}(?:-[a-z]{2,20})?)\b"
+_LOWER_NAME = r"\.?[ ](?P<found>(?:[a-z]')?[a-z]{3,20}(?:-[a-z]{2,20})?)\b"
 NAMES = (
     CuedNames(),
     SignedNames(),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from clinstack.privacy.identifiers.identifier import Identifier
-from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, verbose
+from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, ending, verbose
 
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ ]?\#?\d{2,6}(?!\w))?"
 _MEASURE = re.compile(
@@ -100,7 +100,7 @@ _LABELS = {
         insurance N"""
     ),
     "license": _called(r"lic(?:ense|ence)?\.?, dea, npi, upin, certificate, passport, driver'?s? lic(?:ense|ence)?"),
-    "vehicle": _called(r"vin, (?:license|licence|number) plate, plate, registration"),
+    "vehicle": _called(r"vin, vehicle N, registration"),
     "device": _called(r"serial, s/n, sn, lot, model N, device N, udi, imei"),
     "fax": r"fax|facsimile",
     "phone": either(
@@ -171,6 +171,13 @@ UNLABELLED = (
     Pattern("plan", verbose(r"[1-9](?<!\w.)[A-Z][A-Z0-9]\d-?[A-Z][A-Z0-9]\d-?[A-Z]{2}\d{2}(?!\w)")),
     # 17 letters and digits without I, O and Q (ISO 3779)
     Pattern("vehicle", verbose(r"[A-HJ-NPR-Z0-9](?<!\w.)(?<=[A-Z1-9])(?=\d{0,10}[A-Z])[A-HJ-NPR-Z0-9]{10}\d{6}(?!\w)")),
+    Pattern(
+        "vehicle",
+        verbose(r"[A-Z0-9](?<!\w.)[A-Z0-9]{1,3}[ \-]?[A-Z0-9]{2,4}(?!\w)"),
+        lambda match: any(letter.isdigit() for letter in match.group()),
+        ending(r"(?:license|licence|number)?[ ]?plates?[ ]?(?:no\.?|number|\#)?[ ]?:?[ ]{0,2}"),
+        ("late", "LATE"),
+    ),
     # The address of a network card
     Pattern("device", verbose(r"[0-9A-Fa-f](?<![\w:\-].)[0-9A-Fa-f](?:[:\-][0-9A-Fa-f]{2}){5} (?![\w:\-])")),
 )
