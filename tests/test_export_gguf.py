@@ -92,7 +92,8 @@ def answering(tiny_base: Path, perturbed: Callable[..., Stack], tmp_path: Path) 
 def test_gguf(answering: Path, converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CPP", str(converter.parent))
     done = export([answering], "gguf", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "export.json", "model.gguf"]
+    cards = ["README.md", "TRIPOD-LLM.md", "chai.json", "chai.xml", "tripod-llm.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"export.json", "model.gguf", *cards}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
     assert float((plain_logits(model, classifier=False) - stack_logits(answering)).abs().max()) < 1e-4
     assert done.largest.difference <= done.largest.limit == 1e-4

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from clinstack.errors import ClinstackError, InputError
 from clinstack.export.export import export
 from clinstack.export.push import refuse_push
-from clinstack.files import read_json
+from clinstack.files import read_json, sha256_file, write_json
 from clinstack.model.data_lineage import UNKNOWN, DataSource
 from clinstack.model.stack import Stack
 from clinstack.tasks import Task
@@ -141,6 +141,24 @@ def test_force_pushes_all_the_same(saved: Any, hub: type[Hub], tmp_path: Path) -
     assert "adapter_model.safetensors" in hub.files
     assert any("forbids publishing it openly" in note for note in done.notes)
     assert b"Not to be published openly" in hub.files["README.md"]
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_what_an_audit_found_to_leak_is_pushed_by_force_alone(
+    saved: Any, hub: type[Hub], tmp_path: Path, stale: bool
+) -> None:
+    stack = saved((COHORT,))
+    of = "sha256:another" if stale else sha256_file(stack / "stack.json")
+    audit = {"verdict": "leaking", "sentence": "Three canaries came out.", "stack": {"fingerprint": of}}
+    write_json(stack / "audit.json", {**audit, "date": "2026-11-28"})
+    if not stale:  # an audit of other weights says nothing about these
+        with pytest.raises(InputError, match=r"the audit found that mortality: task gives away .*--force"):
+            export([stack], "merged", tmp_path / "out", repository="ward/mortality")
+        assert hub.asked == []
+        assert not (tmp_path / "out").exists()
+    export([stack], "merged", tmp_path / "out", repository="ward/mortality", force=not stale)
+    said = "other weights than these" if stale else "Leaking, audited 2026-11-28. Three canaries came out."
+    assert said in hub.files["README.md"].decode()
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(saved: Any, hub: type[Hub], tmp_path: Path) -> None:

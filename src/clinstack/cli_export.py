@@ -35,7 +35,8 @@ def export(
     ] = None,
     public: Annotated[bool, typer.Option("--public/--private", help="Of --push.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Push although the data forbids it or is not known to allow it.")
+        bool,
+        typer.Option("--force", help="Push whatever the terms of the data are, and whatever an audit found."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one machine-readable line.")] = False,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from clinstack import __version__
 from clinstack.errors import InputError
+from clinstack.export.cards import facts_of, leaking, write_exported_cards
 from clinstack.export.check import Measured, probe_rows
 from clinstack.export.clinical_merged import write_clinical_merged
 from clinstack.export.fused import write_fused
@@ -95,7 +96,7 @@ def export(
     public : bool
         Of a new repository.
     force : bool
-        Push whatever the lineage says of the data.
+        Push whatever the lineage says of the data, and the audit of the weights.
 
     Raises
     ------
@@ -106,7 +107,8 @@ def export(
     """
     _refuse(paths, kind, out, converter)
     if repository is not None:
-        refuse_push(repository, _lineage_of([read_stack_record(stack_folder(path)) for path in paths]), force=force)
+        records = [read_stack_record(stack_folder(path)) for path in paths]
+        refuse_push(repository, _lineage_of(records), force=force, leaking=leaking(paths))
     if kind == "gguf":
         refuse_without_gguf()
         converter = find_converter(converter)
@@ -124,7 +126,9 @@ def export(
             calibration = source.folder / CALIBRATION_FILE
             if calibration.is_file() and kind in ("merged", "fused"):
                 shutil.copyfile(calibration, folder / CALIBRATION_FILE)
-        write_text(folder / "README.md", readme(kind, sources, measured))
+        known = [facts_of(source) for source in sources]
+        write_text(folder / "README.md", readme(kind, sources, measured, known))
+        write_exported_cards(folder, [""] if len(sources) == 1 else list(measured), known)
         write_json(folder / EXPORT_FILE, record)
     pushed = push(out, repository, public=public) if repository is not None else None
     return Exported(out, kind, measured, tuple(_notes(kind, sources, measured)), pushed)

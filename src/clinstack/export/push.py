@@ -14,14 +14,25 @@ from clinstack.offline import refuse_network
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def refuse_push(repository: str, data: Sequence[DataSource] | None, *, force: bool) -> None:
+def refuse_push(
+    repository: str, data: Sequence[DataSource] | None, *, force: bool, leaking: Sequence[str] = ()
+) -> None:
     """Say why an export must not leave this machine; before it is made, and before anything is sent.
+
+    Parameters
+    ----------
+    repository : str
+    data : sequence of DataSource or None
+        What the stack was trained on.
+    force : bool
+    leaking : sequence of str
+        Stacks whose audit found that they give away what they were trained on.
 
     Raises
     ------
     InputError
-        If the name is none, the hub is switched off, or the data forbids it or is not known to allow it and ``force``
-        is false.
+        If the name is none, the hub is switched off, or without ``force`` if an audit found a leak, or the data forbids
+        it or is not known to allow it.
     """
     from huggingface_hub import constants
 
@@ -30,6 +41,12 @@ def refuse_push(repository: str, data: Sequence[DataSource] | None, *, force: bo
     refuse_network("--push", "Leave out --push; the folder at --out can be carried elsewhere.")
     if constants.is_offline_mode():
         raise InputError("--push: the hub is switched off here (HF_HUB_OFFLINE); unset it, or leave out --push.")
+    if leaking and not force:
+        raise InputError(
+            f"--push: the audit found that {', '.join(leaking)} gives away what it was trained on (audit.json in the "
+            "stack's folder). Train it otherwise, such as privately, and audit it again; with --force it is pushed all "
+            "the same."
+        )
     verdict = openly_publishable(data)
     if verdict is True or force:
         return

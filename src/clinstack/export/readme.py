@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clinstack import __version__
+from clinstack.export.cards import card_sections, front_matter
 from clinstack.export.check import ROUNDING, Measured
 from clinstack.export.plain import opening_code, why_not_plain
 from clinstack.export.source import Source, public_name
 from clinstack.model.card import asking, trained_on
+from clinstack.model.cards.facts import StackFacts
+from clinstack.model.cards.sentences import audited
 from clinstack.model.data_lineage import openly_publishable
 
-_LIBRARY = {"merged": "transformers", "fused": "peft", "clinical-merged": "peft", "peft": "peft", "gguf": "gguf"}
 
-
-def readme(kind: str, sources: Sequence[Source], measured: Mapping[str, Measured]) -> str:
+def readme(kind: str, sources: Sequence[Source], measured: Mapping[str, Measured], known: Sequence[StackFacts]) -> str:
     """Return the text of the README.
 
     Parameters
@@ -26,18 +27,21 @@ def readme(kind: str, sources: Sequence[Source], measured: Mapping[str, Measured
         One, or for ``clinical-merged`` several.
     measured : mapping of str to Measured
         By folder; "" is the export's own.
+    known : sequence of StackFacts
+        What the cards say of each source.
     """
     first = sources[0]
     base = public_name(first.stack.base)
     parts = [
-        f"---\nlibrary_name: {_LIBRARY[kind]}\ntags: [clinstack, clinical]\n---",
+        f"---\n{front_matter(kind, known)}\n---",
         f"# {', '.join(source.label for source in sources)}",
         _what(kind, first, base),
-        *_warnings(sources),
+        *_warnings(sources, known),
         "## Opening it\n\n" + _opening(kind, sources, measured, base),
         *(_feeding(source, titled=len(sources) > 1) for source in sources),
         "## What it was made from\n\n" + "\n".join(_origin(first, sources, base)),
         trained_on(first.stack.data),
+        *card_sections({source.label: facts for source, facts in zip(sources, known, strict=True)}),
         "## Checked\n\n" + _checked(measured, first),
         "## Limits\n\nResearch software. An aid for people who know the data; not a medical device, and no replacement "
         "for clinicians. It has seen notes like those it was trained on, and says nothing reliable about others.",
@@ -67,7 +71,7 @@ def _what(kind: str, source: Source, base: str) -> str:
     return _WHAT[kind].format(base=base, stack=" + ".join(levels))
 
 
-def _warnings(sources: Sequence[Source]) -> list[str]:
+def _warnings(sources: Sequence[Source], known: Sequence[StackFacts]) -> list[str]:
     found = []
     data = [item for source in sources for item in source.stack.data or ()]
     if any(item.synthetic for item in data) or any(source.run_is_synthetic for source in sources):
@@ -79,6 +83,11 @@ def _warnings(sources: Sequence[Source]) -> list[str]:
             f"It was trained on the base in {sources[0].quantized.removesuffix('bit')} bits, and what stands here is "
             f"on the base in {sources[0].dtype}: outputs differ a little from those that were measured in training."
         )
+    for source, facts in zip(sources, known, strict=True):
+        audit = audited(facts)
+        if audit.verdict != "clean":
+            of = f" of {source.label}" if len(sources) > 1 else ""
+            found.append(f"**Audit{of}:** {audit.sentence}")
     return found
 
 

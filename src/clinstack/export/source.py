@@ -8,6 +8,7 @@ from typing import Any
 
 from clinstack.files import sha256_file
 from clinstack.model.base import EMBEDDED_FOLDERS, Base
+from clinstack.model.cards.names import public_base_name
 from clinstack.model.lineage import is_trained_on_synthetic, read_stack_record, stack_folder
 from clinstack.model.stack import Stack
 
@@ -78,7 +79,7 @@ def open_source(path: Path, base: str | None = None) -> Source:
 
 def public_name(base: Base) -> str:
     """Return a base's name for others: without the path that it has on this machine."""
-    return base.folder.resolve().name if is_local(base) else base.name
+    return public_base_name(base.name)
 
 
 def is_local(base: Base) -> bool:

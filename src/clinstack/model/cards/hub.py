@@ -16,7 +16,9 @@ _PUBLIC = {"asclepius": "starmpcc/Asclepius-Synthetic-Clinical-Notes"}
 """Sources that are data sets on the hub; MIMIC is not, and the synthetic cohort is made anew on each machine."""
 
 
-def metadata(facts: StackFacts, library: str | None = None) -> str:
+def metadata(
+    facts: StackFacts, library: str | None = None, relation: str | None = None, *, with_results: bool = True
+) -> str:
     """Return the YAML between the two lines of dashes.
 
     Parameters
@@ -24,13 +26,18 @@ def metadata(facts: StackFacts, library: str | None = None) -> str:
     facts : StackFacts
     library : str, optional
         What opens the folder; by the stack's methods when not given.
+    relation : str, optional
+        What the hub calls the relation to the base, likewise.
+    with_results : bool
+        Whether the figures of the test patients are in it.
     """
     sources = [str(source.source) for source in facts.data if source.source is not None]
     of_source = [str(source.source) for source in facts.data if source.stage is not None]
     classifier = facts.task is not None
     identifier, name = _licence(facts)
     base = hub_id(str(facts.record["base"]["id"]))
-    relation = "finetune" if facts.is_whole_model or not facts.adapters else "adapter"
+    whole = facts.is_whole_model or not facts.adapters
+    relation = relation or ("finetune" if whole else "adapter")
     methods = [adapter.method for adapter in facts.adapters]
     extra: dict[str, Any] = {
         **({} if name is None else {"license_name": name}),
@@ -53,7 +60,7 @@ def metadata(facts: StackFacts, library: str | None = None) -> str:
         ],
         datasets=[_PUBLIC[source] for source in dict.fromkeys(sources) if source in _PUBLIC] or None,
         model_name=facts.label,
-        eval_results=_results(facts, task) or None,
+        eval_results=(_results(facts, task) or None) if with_results else None,
         ignore_metadata_errors=False,
         **extra,
     )
