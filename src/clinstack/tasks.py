@@ -10,6 +10,7 @@ import yaml
 
 from clinstack.errors import InputError
 from clinstack.files import write_text
+from clinstack.yaml_bounds import BoundedLoader, read_bounded
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 
@@ -92,7 +93,7 @@ class Task:
         if not path.is_file():
             raise InputError(f"{path} is missing: name a folder written by `clinstack prepare`.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(read_bounded(path), Loader=BoundedLoader)
         except yaml.YAMLError as error:
             raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
         if not isinstance(values, dict):

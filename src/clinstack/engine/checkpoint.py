@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def save_tensors(path: Path, stack: Stack) -> None:
 
 def load_tensors(path: Path, stack: Stack) -> None:
     """Read back what `save_tensors` wrote."""
-    with safe_open(path, framework="pt") as file, torch.no_grad():
+    with _opened(path) as file, torch.no_grad():
         for name, parameter in stack.trainable_parameters().items():
             parameter.copy_(like(parameter, file.get_tensor(name)))
         _load_method_tensors(file, stack)
@@ -94,12 +94,13 @@ def load_checkpoint(path: Path, stack: Stack, optimizer: torch.optim.Optimizer) 
     Raises
     ------
     ClinstackError
-        If it does not hold exactly the tensors that the stack trains, or another version of clinstack wrote it.
+        If it is damaged, does not hold exactly the tensors that the stack trains, or another version of clinstack wrote
+        it.
     """
     if not path.exists():
         return None
     parameters = stack.trainable_parameters()
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         names = set(file.keys())
         held = {name.removeprefix("parameter/") for name in names if name.startswith("parameter/")}
         if held != set(parameters):
@@ -118,6 +119,13 @@ def load_checkpoint(path: Path, stack: Stack, optimizer: torch.optim.Optimizer) 
                     optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
             _load_method_tensors(file, stack)
     return state
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError:
+        raise ClinstackError(f"{path} is damaged (not a whole safetensors file); begin anew with --fresh.") from None
 
 
 def _method_tensors(stack: Stack) -> dict[str, Tensor]:

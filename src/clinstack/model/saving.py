@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clinstack import __version__
 from clinstack.errors import InputError
-from clinstack.files import read_json, replacing_directory, write_json, write_text
+from clinstack.files import read_json, replacing_directory, sha256_file, write_json, write_text
 from clinstack.model.base import find_base
 from clinstack.model.building import Adapter, Parts, assemble
 from clinstack.model.card import adapter_card
@@ -24,6 +24,7 @@ from clinstack.model.lineage import (
     head_keys,
     pop_head,
     read_adapter,
+    read_stack_record,
     refuse_wrong_base,
     tensors_hash,
 )
@@ -100,6 +101,7 @@ def save_stack(stack: Stack, folder: Path) -> None:
                 **({} if stack.task else {"max_tokens": stack.max_tokens}),
                 **({} if stack.data is None else {"data": [source.to_dict() for source in stack.data]}),
                 **({} if stack.privacy is None else {"privacy": [entry.to_dict() for entry in stack.privacy]}),
+                "calibration": None if stack.calibration is None else sha256_file(temporary / CALIBRATION_FILE),
                 "probe": probe_output(stack).tolist(),
             },
         )
@@ -185,7 +187,7 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     Raises
     ------
     InputError
-        If the file is damaged.
+        If the file is damaged, or not the one that ``stack.json`` records.
     """
     file = folder / CALIBRATION_FILE
     if not file.is_file():
@@ -196,6 +198,9 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{file} is damaged; evaluate the Run again, or remove it to go without calibration.")
+    record = read_stack_record(folder)
+    if "calibration" in record and record["calibration"] != sha256_file(file):  # older Stacks do not record it
+        raise InputError(f"{file} is not the one that stack.json records; take the Stack from its source again.")
     return values
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -210,9 +210,12 @@ def _read_part(adapter: AdapterRecipe, key: str) -> Part:
     for file in folder.glob("*.safetensors"):
         if file.stem == ENCODER:
             continue
-        with safe_open(file, framework="pt") as opened:
-            names = [name for name in opened.keys() if not is_heads(name.removeprefix(PEFT_PREFIX))]  # noqa: SIM118
-            count += sum(prod(opened.get_slice(name).get_shape()) for name in names)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = [name for name in opened.keys() if not is_heads(name.removeprefix(PEFT_PREFIX))]  # noqa: SIM118
+                count += sum(prod(opened.get_slice(name).get_shape()) for name in names)
+        except SafetensorError:
+            raise InputError(f"{key}: {file} is damaged (not a whole safetensors file).") from None
     return Part(adapter.name, f"from {adapter.path}", count, adapter.is_trainable)
 
 

@@ -23,6 +23,7 @@ from clinstack.recipe.pretrain import PretrainRecipe
 from clinstack.recipe.stage import StageRecipe
 from clinstack.recipe.study import StudyRecipe
 from clinstack.recipe.sweep import SweepRecipe
+from clinstack.yaml_bounds import BoundedLoader, read_bounded
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -42,7 +43,7 @@ STAGES: dict[str, type[StageRecipe]] = {
 }
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(BoundedLoader):
     """YAML's own loader keeps the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -68,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such recipe. `clinstack presets ls` lists those that come with the package.")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = yaml.load(read_bounded(path), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8.") from None
     except yaml.MarkedYAMLError as error:
