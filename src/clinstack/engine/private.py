@@ -132,8 +132,8 @@ class PrivateTraining:
         """
         if world().size > 1:
             raise InputError(
-                "privacy: a private training runs in one process, which draws its patients and its noise; start it "
-                "without --devices."
+                "privacy: a private training runs in one process, which draws its patients and its noise; start "
+                "clinstack alone, without accelerate launch or torchrun."
             )
         patients = training_patients(objective)
         if "privacy" not in run.record:

@@ -24,6 +24,8 @@ _DELTA_ERROR = 1e-3
 """Its share of delta."""
 _PRECISION = 5e-3
 """Relative, of a noise multiplier that is searched for."""
+_COARSE = 0.1
+"""Of the one that the search begins with."""
 _LEAST_NOISE, _MOST_NOISE = 0.1, 1e5
 
 
@@ -112,22 +114,22 @@ def find_noise_multiplier(epsilon: float, delta: float, sampling_rate: float, st
         return spent <= epsilon
 
     # RDP takes a hundredth of the time, and what is enough by its bound is enough.
-    high = _least(lambda noise: is_enough(noise, "rdp"), _LEAST_NOISE, _MOST_NOISE)
+    high = _least(lambda noise: is_enough(noise, "rdp"), _LEAST_NOISE, _MOST_NOISE, _COARSE)
     if high is None:
         raise InputError(
             f"privacy.epsilon: {epsilon:g} at delta {delta:.3g} is out of reach with {steps:,} steps; raise it, train "
             "fewer steps, or lower privacy.patients_per_step."
         )
-    return _least(lambda noise: is_enough(noise, "prv"), high / 2, high) or high
+    return _least(lambda noise: is_enough(noise, "prv"), high / 2, high, _PRECISION) or high
 
 
-def _least(is_enough: Callable[[float], bool], low: float, high: float) -> float | None:
-    """Return the least noise that is enough, to half a percent of itself; None where even the most is not."""
+def _least(is_enough: Callable[[float], bool], low: float, high: float, precision: float) -> float | None:
+    """Return the least noise that is enough, to a share of itself; None where even the most is not."""
     if not is_enough(high):
         return None
     if is_enough(low):
         return low
-    while high / low > 1 + _PRECISION:
+    while high / low > 1 + precision:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
