@@ -86,7 +86,10 @@ def show_audit(run: Run, as_json: bool) -> None:
 
 def findings_table(findings: list[dict[str, Any]]) -> Table:
     """Return the findings as a table for the terminal."""
-    table = Table("finding", "value", "95 % interval", "threshold", "verdict")
+    table = Table()
+    table.add_column("finding", overflow="fold")
+    for name in ("value", "95 % interval", "threshold", "verdict"):
+        table.add_column(name, no_wrap=True)
     for item in findings:
         ends = item["interval"]
         between = "" if ends is None or None in ends else f"{ends[0]:.3g} to {ends[1]:.3g}"

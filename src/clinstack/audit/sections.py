@@ -14,6 +14,7 @@ from clinstack.model.data_lineage import data_of
 from clinstack.model.lineage import read_stack_record
 from clinstack.privacy.verdict import overall, sentence
 from clinstack.recipe.audit import ATTACKS, AttackName, AuditRecipe
+from clinstack.report.audit_figures import membership_name
 
 if TYPE_CHECKING:
     from clinstack.audit.target import AuditTarget
@@ -25,7 +26,7 @@ _ITEMS = {"notes": "notes", "answers": "answers", "scores": "examples"}
 _SIDES = {"members": "training", "non_members": "held-out"}
 _NEVER_TESTED = (
     "attribute inference",
-    "attackers with gradients, optimizer states or checkpoints",
+    "attackers with gradients",
     "the stack merged or combined with others",
 )
 """What no attack here is; said in every report, behind what each section says of itself."""
@@ -89,7 +90,7 @@ def tested(target: AuditTarget, sections: Mapping[str, dict[str, Any]]) -> list[
 
 def not_tested(target: AuditTarget, sections: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return what was not tested: sections that could not be, what lies beneath, and what no attack here is."""
-    result = [f"{name} ({sections[name]['why']})" for name in ATTACKS if not sections[name]["tested"]]
+    result = [f"{name} ({_first(sections[name]['why'])})" for name in ATTACKS if not sections[name]["tested"]]
     generations = sections["extraction"].get("generations")
     if sections["extraction"]["tested"] and isinstance(generations, dict) and not generations.get("tested"):
         result.append(f"free generations ({generations.get('why')})")
@@ -102,19 +103,18 @@ def not_tested(target: AuditTarget, sections: Mapping[str, dict[str, Any]]) -> l
     return list(dict.fromkeys([*result, *own, *_NEVER_TESTED]))
 
 
+def _first(why: str) -> str:
+    """Return the first sentence of a reason, to stand inside another one; the whole is in the section."""
+    return f"{why[:1].lower()}{why[1:]}".split(". ")[0].removesuffix(".")
+
+
 def _canaries(target: AuditTarget, section: Mapping[str, Any]) -> str:
-    often = ", ".join(str(item) for item in _repetitions(section))
-    return f"exposure of canaries planted {often} times" if often else "exposure of canaries"
-
-
-def _repetitions(section: Mapping[str, Any]) -> list[int]:
-    found = section.get("by_repetition") or section.get("by_repetitions") or {}
-    keys = found if isinstance(found, dict) else [item["repetitions"] for item in found]
-    return sorted(number for number in (int(key) for key in keys) if number > 0)
+    often = ", ".join(str(one["repetitions"]) for one in section["by_repetition"])
+    return f"exposure of {section['planted']:,} canaries planted {often} times, beside {section['controls']:,} controls"
 
 
 def _membership(target: AuditTarget, section: Mapping[str, Any]) -> str:
-    names = ", ".join(str(name).replace("_", " ") for name in section["attacks"])
+    names = ", ".join(membership_name(name) for name in section["attacks"])
     sides = (f"{_side(target, section[name])} {what} patients" for name, what in _SIDES.items())
     return f"membership by {len(section['attacks'])} attacks ({names}) on {' and '.join(sides)}"
 

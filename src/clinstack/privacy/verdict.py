@@ -140,7 +140,9 @@ def _finding_sentence(verdict: Verdict, findings: Mapping[str, Sequence[Mapping[
         above = [describe(item) for item in everything if item["verdict"] == "leaking"]
         return f"Above the threshold: {'; '.join(above)}."
     if verdict == "clean":
-        return f"No figure of {len(everything)} lies above its threshold."
+        undecided = sum(item["verdict"] == "inconclusive" for item in everything)
+        but = f"; {undecided} could not be decided, and lie below theirs" if undecided else ""
+        return f"No figure of {len(everything)} lies above its threshold{but}."
     if REQUIRED not in findings:
         return "Membership of the training notes was not tested, so nothing can be said of them."
     open_ones = [describe(item) for item in everything if item["verdict"] == "inconclusive"]

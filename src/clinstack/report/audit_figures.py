@@ -19,7 +19,13 @@ _THRESHOLD = "#a61b1b"
 
 def membership_name(attack: str) -> str:
     """Return an attack's name for a reader."""
-    return {"min_k_plus_plus": "Min-K%++"}.get(attack, attack.replace("_", " ").capitalize())
+    known = {"min_k_plus_plus": "Min-K%++", "neighbourhood": "neighborhood"}
+    return known.get(attack, attack.replace("_", " "))
+
+
+def title(name: str) -> str:
+    """Return a name at the beginning of a line."""
+    return name[:1].upper() + name[1:]
 
 
 def roc_figure(folder: Path, report: Mapping[str, Any], caveat: str) -> Drawing | None:
@@ -41,7 +47,8 @@ def roc_figure(folder: Path, report: Mapping[str, Any], caveat: str) -> Drawing 
         for (name, attack), (color, style) in zip(section["attacks"].items(), LINES, strict=False):
             false, true, _ = roc_points(member, table[f"score_{name}"].to_numpy())
             area = number(attack["auroc"]["value"])
-            described.append(f"{membership_name(name)} {area}")
+            label = f"{title(membership_name(name))} {area}"
+            described.append(label)
             # A logarithm has no zero: what calls nobody a member stands at half an item.
             axes.plot(
                 false.clip(left, 1),
@@ -50,13 +57,15 @@ def roc_figure(folder: Path, report: Mapping[str, Any], caveat: str) -> Drawing 
                 linestyle=style,
                 linewidth=1.5,
                 drawstyle="steps-post",
-                label=f"{membership_name(name)} {area}",
+                label=label,
             )
         axes.axvline(0.01, color=_THRESHOLD, linewidth=0.8, linestyle=":")
         axes.set(xscale="log", yscale="log", xlim=(left, 1), ylim=(bottom, 1.05), title="Membership: ROC curves")
         axes.set_xlabel("False positive rate (held-out)")
         axes.set_ylabel("True positive rate (training)")
-        legend(axes, "Attack and AUROC")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+        legend(axes, "Attack and AUROC", "upper left")
         caption = (
             "ROC curves of the membership attacks, both axes logarithmic. On the gray line an attack guesses. The "
             f"dotted line is a false positive rate of 1 %. {members:,} against {others:,}; where nobody is called a "
@@ -70,7 +79,7 @@ def areas_figure(report: Mapping[str, Any], caveat: str) -> Drawing | None:
     section = report["sections"]["membership"]
     if not section["tested"]:
         return None
-    rows = {membership_name(name): attack["auroc_joint"] for name, attack in section["attacks"].items()}
+    rows = {title(membership_name(name)): attack["auroc_joint"] for name, attack in section["attacks"].items()}
     threshold = report["thresholds"]["membership_auroc"]
     with canvas(1.0 + 0.42 * len(rows)) as (figure, axes):
         axes.axvline(0.5, color="#bdbdbd", linewidth=0.9)
@@ -105,14 +114,14 @@ def exposure_figure(report: Mapping[str, Any], caveat: str) -> Drawing | None:
         axes.axhline(CHANCE_EXPOSURE, color="#bdbdbd", linewidth=0.9)
         axes.axhline(threshold, color=_THRESHOLD, linewidth=0.9, linestyle=":")
         places = range(len(rows))
-        axes.plot(places, [row["value"] for _, row in rows], color=FAINT, linewidth=0.8)
+        axes.plot(places[1:], [row["value"] for _, row in rows[1:]], color=FAINT, linewidth=0.8)
         for place, (_, row) in enumerate(rows):
             if row["interval"] is not None:
                 axes.plot([place, place], row["interval"], color=LINES[0][0], linewidth=2.2, solid_capstyle="butt")
             axes.plot([place], [row["value"]], "D", markersize=5.5, color=LINES[0][0])
         axes.set_xticks(places, [str(often) for often, _ in rows])
         axes.set(ylim=(0, None), xlim=(-0.5, len(rows) - 0.5), title="Canaries: exposure")
-        axes.set_xlabel("Times planted")
+        axes.set_xlabel("Times planted (0: controls)")
         axes.set_ylabel("Mean exposure, bits")
         described = "; ".join(f"planted {often} times: {number(row['value'], 2)} bits" for often, row in rows)
         caption = (
@@ -123,8 +132,8 @@ def exposure_figure(report: Mapping[str, Any], caveat: str) -> Drawing | None:
 
 
 def exposures(section: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """Return mean exposure with its interval by how often canaries were planted, in that order."""
+    """Return mean exposure with its interval by how often canaries were planted, the controls (0) first."""
     if not section["tested"]:
         return []
-    found = [(int(often), group["exposure"]) for often, group in section["by_repetition"].items()]
-    return sorted((item for item in found if item[1]["value"] is not None), key=lambda item: item[0])
+    groups = [(0, section["of_controls"])] + [(one["repetitions"], one) for one in section["by_repetition"]]
+    return [(often, group["exposure"]) for often, group in groups if group["exposure"]["value"] is not None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from clinstack.report.audit_figures import exposures, membership_name
+from clinstack.report.audit_figures import membership_name, title
 from clinstack.report.tables.cells import MISSING, Cell, Table, count, figure
 
 _SIDES = {"members": "Training patients", "non_members": "Held-out patients"}
@@ -32,7 +32,7 @@ def stack_table(report: Mapping[str, Any]) -> Table:
     what = {"notes": "the losses of notes", "answers": "the losses of answers", "scores": "a classifier's scores"}
     rows = [
         ("Stack", [Cell(stack["label"], _hash(stack["fingerprint"], "stack.json"))]),
-        ("Attacked by", [Cell(what[stack["kind"]], stack["task"] or "")]),
+        ("Attacked through", [Cell(what[stack["kind"]], stack["task"] or "")]),
         ("Base", [Cell(_name(stack["base"]["id"]), _hash(stack["base"]["fingerprint"], "fingerprint"))]),
     ]
     for place, adapter in enumerate(stack["adapters"], 1):
@@ -77,9 +77,9 @@ def data_table(report: Mapping[str, Any]) -> Table:
         ("Members", [Cell(f"notes of the {data['members']} patients")]),
         ("Others", [Cell(f"notes of the {data['non_members']} patients, who were held out")]),
     ]
-    rows += [(_name(name), [Cell(_short(value), "")]) for name, value in data["files"].items()]
+    rows += [(_name(name), [Cell(value)]) for name, value in data["files"].items()]
     if data["prepare"] is not None:
-        rows.append(("prepare.json", [Cell(_short(data["prepare"]))]))
+        rows.append(("prepare.json", [Cell(data["prepare"])]))
     for number, source in enumerate(data["lineage"] or (), 1):
         may = {True: "may be published", False: "may not be published openly", None: "unknown whether publishable"}
         text = f"{source['source'] or 'unknown'} ({source['stage']}): {may[source['openly_publishable']]}"
@@ -93,9 +93,9 @@ def membership_table(section: Mapping[str, Any]) -> Table:
     for name, attack in section["attacks"].items():
         cells = [figure(attack["auroc"]), figure(attack["auroc_joint"])]
         cells += [figure(attack[rate]) for rate in ("tpr_at_1_percent", "tpr_at_0.1_percent")]
-        rows.append((membership_name(name), cells))
+        rows.append((title(membership_name(name)), cells))
     sides = "; ".join(
-        f"{title.lower()}: {section[key]['notes']:,} of {section[key]['patients']:,}" for key, title in _SIDES.items()
+        f"{whose.lower()}: {section[key]['notes']:,} of {section[key]['patients']:,}" for key, whose in _SIDES.items()
     )
     note = (
         f"0.5 is an AUROC of guessing, 0.010 and 0.001 are rates of guessing. Small: 95 % intervals over patients; the "
@@ -107,15 +107,22 @@ def membership_table(section: Mapping[str, Any]) -> Table:
 
 def membership_sentences(section: Mapping[str, Any]) -> list[str]:
     """Return what a reader must know beside the figures."""
-    what = [f"{membership_name(name)}: {attack['what']}." for name, attack in section["attacks"].items()]
+    what = [f"{title(membership_name(name))}: {attack['what']}." for name, attack in section["attacks"].items()]
     return [*what, section["split_check"]["why"], *section["remarks"]]
 
 
 def canaries_table(section: Mapping[str, Any]) -> Table:
     """Return mean exposure by how often canaries were planted."""
-    rows = [(f"{often} times", [figure(value, 2)]) for often, value in exposures(section)]
-    note = "Mean exposure in bits, small its 95 % interval; what nobody planted has 1.44 bits by chance."
-    return Table("canaries-table", "Exposure of canaries", note, ["Planted", "Exposure"], rows)
+    groups = [("Controls, never", section["controls"], section["of_controls"])]
+    groups += [(f"{one['repetitions']} times", one["canaries"], one) for one in section["by_repetition"]]
+    keys = ("exposure", "bound", "base_exposure")
+    rows = [(name, [count(number), *(figure(one[key], 2) for key in keys)]) for name, number, one in groups]
+    note = (
+        f"Mean exposure in bits, small its 95 % interval; what nobody planted has {section['null']:.2f} bits by chance. "
+        f"Each secret was ranked among {section['others']:,} others or more; the ranks alone show the bound."
+    )
+    columns = ["Planted", "Canaries", "Exposure", "Bound", "Base alone"]
+    return Table("canaries-table", "Exposure of canaries", note, columns, rows)
 
 
 def extraction_table(section: Mapping[str, Any]) -> Table:
@@ -124,11 +131,11 @@ def extraction_table(section: Mapping[str, Any]) -> Table:
     groups: dict[int, str] = {}
     for length, figures in section["by_length"].items():
         groups[len(rows)] = f"{length} tokens"
-        for side, title in _SIDES.items():
+        for side, whose in _SIDES.items():
             of_models = figures["verbatim"][side]
             cells = [count(figures["prompts"][side]), figure(of_models["adapter"]), figure(of_models["base"])]
             cells += [figure(of_models.get("reference")), figure(figures["in_no_other_patient"][side])]
-            rows.append((title, cells))
+            rows.append((whose, cells))
         excess = figures["in_no_other_patient"]["excess"]
         rows.append(("Excess of training", [Cell(MISSING)] + [Cell("")] * 3 + [figure(excess, signed=True)]))
     note = (
@@ -141,11 +148,7 @@ def extraction_table(section: Mapping[str, Any]) -> Table:
 
 
 def _hash(value: Any, what: str) -> str:
-    return f"{what} {_short(str(value))}"
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 31 else f"{value[:31]}…"
+    return f"{what} {value}"
 
 
 def _name(path: str) -> str:
