@@ -323,7 +323,7 @@ def test_private_training_and_canaries(make: Make) -> None:
     folder = make(data=COHORT)
     write_cards(folder)
     assert "Not private: the training had no differential privacy." in text_of(folder)
-    assert "No canaries were planted." in text_of(folder)
+    assert "No canaries were planted in its last training." in text_of(folder)
     private = {
         "unit": "patient",
         "epsilon": 7.98,
@@ -333,19 +333,25 @@ def test_private_training_and_canaries(make: Make) -> None:
         "accountant": "prv",
     }
     canaries = {"count": 24, "repetitions": [1, 4, 16]}
-    folder = make(data=COHORT, run={"privacy": private, "canaries": canaries})
+    together = {"overall": {"epsilon": 7.98, "delta": 0.0001, "how": "composed"}}
+    folder = make(data=COHORT, run={"privacy": private | together, "canaries": canaries})
     write_cards(folder)
     text = text_of(folder)
-    assert "differentially private for each patient: epsilon 7.980, delta 0.0001, noise multiplier 0.9" in text
-    assert "24 invented identifiers and sentences (canaries) were planted" in text
+    assert "Differentially private for each training patient: epsilon 7.98 at delta 0.0001" in text
+    assert "for each patient epsilon 7.98, delta 0.0001, noise multiplier 0.9, gradients clipped to 1" in text
+    assert (
+        "24 invented identifiers and sentences (canaries) were planted in what its last training read, each 1 or 4 or 16"
+        in text
+    )
     lineage = [
-        {"stage": "pretrain", "adapter": "clinical", "private": False},
+        {"stage": None, "adapter": "base /home/alice/bases/clinical", "private": None},
         {"stage": "finetune", "adapter": "task", "private": True, **private},
     ]
     folder = make(data=COHORT, stack={"privacy": lineage})
     write_cards(folder)
-    assert "`pretrain` of `clinical`: not private" in text_of(folder)
-    assert "`finetune` of `task`: differentially private" in text_of(folder)
+    assert "No guarantee for the stack as a whole: base clinical comes without a record of it" in text_of(folder)
+    assert "task (finetune): for each patient epsilon 7.98" in text_of(folder)
+    assert "/home/alice" not in text_of(folder)
 
 
 def test_the_same_disk_gives_the_same_bytes(make: Make) -> None:

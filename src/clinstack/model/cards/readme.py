@@ -341,8 +341,7 @@ def groups_section(facts: StackFacts) -> str:
 def privacy_section(facts: StackFacts) -> str:
     """Return what is known of differential privacy, canaries and the audit."""
     audit = sentences.audited(facts)
-    rows = [(f"{place}", said) for place, said in enumerate(sentences.private_training(facts), start=1)]
-    private = rows[0][1] if len(rows) == 1 else "; ".join(said for _, said in rows)
+    private, *costs = sentences.private_training(facts)
     return "\n\n".join(
         [
             "## Privacy",
@@ -350,6 +349,7 @@ def privacy_section(facts: StackFacts) -> str:
                 ("question", "answer"),
                 [
                     ("differential privacy", private),
+                    *(("", cost) for cost in costs),
                     ("canaries", sentences.planted(facts)),
                     ("audit", audit.sentence),
                 ],

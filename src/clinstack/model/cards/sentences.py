@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clinstack.model.base import EMBEDDED_FOLDERS
 from clinstack.model.cards.facts import StackFacts
-from clinstack.model.cards.figures import SMALLEST, figures_of, groups_of, patients_of, written
+from clinstack.model.cards.figures import SMALLEST, figures_of, groups_of, patients_of
+from clinstack.model.cards.names import public_base_name
+from clinstack.model.privacy_lineage import TrainingPrivacy, privacy_of, privacy_sentence
 
 OPEN = "Open: a person fills this in"
 NOT_A_DEVICE = "Research software: an aid for people who know the data, not a medical device."
@@ -128,41 +130,42 @@ def own_licence(facts: StackFacts) -> str:
 
 
 def private_training(facts: StackFacts) -> list[str]:
-    """Say of each training in the lineage whether it was differentially private."""
-    entries = facts.record.get("privacy")
-    if not isinstance(entries, list) or not entries:
-        of_run = facts.run.get("privacy")
-        if isinstance(of_run, Mapping):
-            entries = [{"stage": facts.stage, "private": True, **of_run}]
-        elif facts.run:
-            return [
-                "Not private: the training had no differential privacy. Of the trainings of its parents nothing is "
-                "recorded."
-                if len(facts.adapters) > 1
-                else "Not private: the training had no differential privacy."
-            ]
-        else:
-            return ["Unknown: nothing is recorded of differential privacy, so take it as not private."]
-    return [_private(entry) for entry in entries]
+    """Say what is promised of the whole stack, and of each training in its lineage what it cost."""
+    entries = [_named(entry) for entry in privacy_of(facts.record) or ()]
+    of_run = facts.run.get("privacy")
+    if not entries and isinstance(of_run, Mapping):
+        known = {key: of_run.get(key) for key in _COSTS}
+        entries = [TrainingPrivacy(facts.stage, facts.label, True, **known)]
+    if entries:
+        return [privacy_sentence(entries), *(_cost(entry) for entry in entries if entry.private)]
+    if not facts.run:
+        return ["Unknown: nothing is recorded of differential privacy, so take it as not private."]
+    parents = len(facts.adapters) > 1
+    more = " Of the trainings of its parents nothing is recorded." if parents else ""
+    return [f"Not private: the training had no differential privacy.{more}"]
 
 
-def _private(entry: Mapping[str, Any]) -> str:
-    where = f"`{entry.get('stage') or 'training'}`" + (f" of `{entry['adapter']}`" if entry.get("adapter") else "")
-    if entry.get("private") is None:
-        return f"{where}: unknown, so take it as not private."
-    if not entry["private"]:
-        return f"{where}: not private (no differential privacy)."
-    said = [f"epsilon {written(float(entry['epsilon']))}" if _number(entry.get("epsilon")) else "epsilon unknown"]
-    if _number(entry.get("delta")):
-        said.append(f"delta {entry['delta']:.2g}")
-    if _number(entry.get("noise_multiplier")):
-        said.append(f"noise multiplier {entry['noise_multiplier']:.3g}")
-    if _number(entry.get("clip")):
-        said.append(f"gradients clipped to {entry['clip']:.3g}")
-    if entry.get("accountant"):
-        said.append(f"accountant {entry['accountant']}")
-    unit = entry.get("unit") or "unit unknown"
-    return f"{where}: differentially private for each {unit}: {', '.join(said)}."
+_COSTS = ("unit", "epsilon", "delta", "noise_multiplier", "clip", "accountant", "overall")
+
+
+def _named(entry: TrainingPrivacy) -> TrainingPrivacy:
+    """Return an entry without the place that a base has on this machine."""
+    if not entry.adapter.startswith("base "):
+        return entry
+    return replace(entry, adapter=f"base {public_base_name(entry.adapter.removeprefix('base '))}")
+
+
+def _cost(entry: TrainingPrivacy) -> str:
+    numbers = (
+        ("epsilon", entry.epsilon),
+        ("delta", entry.delta),
+        ("noise multiplier", entry.noise_multiplier),
+        ("gradients clipped to", entry.clip),
+    )
+    said = [f"{name} {value:.3g}" if value is not None else f"{name} unknown" for name, value in numbers]
+    said.append(f"accountant {entry.accountant or 'unknown'}")
+    where = entry.adapter if entry.stage is None else f"{entry.adapter} ({entry.stage})"
+    return f"{where}: for each {entry.unit or 'unknown unit'} {', '.join(said)}."
 
 
 def _number(value: Any) -> bool:
@@ -172,13 +175,17 @@ def _number(value: Any) -> bool:
 def planted(facts: StackFacts) -> str:
     """Say whether canaries were planted in the training notes."""
     found = facts.run.get("canaries")
+    parents = " What its parents' trainings read is not known here." if len(facts.adapters) > 1 else ""
     if not found:
-        return "No canaries were planted." if facts.run else "Unknown: its Run is not beside it."
-    count = found.get("count", found.get("planted")) if isinstance(found, Mapping) else found
-    often = found.get("repetitions") if isinstance(found, Mapping) else None
-    how = f", {', '.join(str(number) for number in often)} times each" if isinstance(often, (list, tuple)) else ""
-    number = f"{count} invented" if isinstance(count, int) else "Invented"
-    return f"{number} identifiers and sentences (canaries) were planted in the training notes{how}."
+        return f"No canaries were planted in its last training.{parents}" if facts.run else _NO_RUN
+    often = " or ".join(str(number) for number in found.get("repetitions", [])) or "an unknown number of"
+    return (
+        f"{found.get('count')} invented identifiers and sentences (canaries) were planted in what its last training "
+        f"read, each {often} times. It may repeat them; they belong to nobody.{parents}"
+    )
+
+
+_NO_RUN = "Unknown: its Run is not beside it."
 
 
 @dataclass(frozen=True)
