@@ -339,10 +339,8 @@ def test_private_training_and_canaries(make: Make) -> None:
     text = text_of(folder)
     assert "Differentially private for each training patient: epsilon 7.98 at delta 0.0001" in text
     assert "for each patient epsilon 7.98, delta 0.0001, noise multiplier 0.9, gradients clipped to 1" in text
-    assert (
-        "24 invented identifiers and sentences (canaries) were planted in what its last training read, each 1 or 4 or 16"
-        in text
-    )
+    assert "24 invented identifiers and sentences (canaries) were planted in what its last training read" in text
+    assert "each 1 or 4 or 16 times" in text
     lineage = [
         {"stage": None, "adapter": "base /home/alice/bases/clinical", "private": None},
         {"stage": "finetune", "adapter": "task", "private": True, **private},
