@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clinstack.run import Run
 
 TABLE = "attacks-canaries.parquet"
-SECRETS = 3072
+SECRETS = 6144
 """Other secrets that are scored in all, however many canaries there are, within the two limits below."""
 FEWEST_OTHERS, MOST_OTHERS = 32, 512
 
@@ -103,9 +103,9 @@ def _section(
 
     def figures(chosen: Any) -> dict[str, Any]:
         return {
-            "exposure": mean_estimate(value[chosen], resamples, seed),
-            "bound": mean_estimate(bound[chosen], resamples, seed),
-            "base_exposure": mean_estimate(before[chosen], resamples, seed),
+            "exposure": mean_estimate(value[chosen], resamples, seed, least=0.0),
+            "bound": mean_estimate(bound[chosen], resamples, seed, least=0.0),
+            "base_exposure": mean_estimate(before[chosen], resamples, seed, least=0.0),
             "gain": mean_estimate(value[chosen] - before[chosen], resamples, seed),
         }
 

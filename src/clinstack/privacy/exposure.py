@@ -118,8 +118,8 @@ def _log_cumulative(place: float, shape: float) -> float:
     return min(0.0, float(logsumexp(density, b=weights)))
 
 
-def mean_estimate(values: FloatArray, resamples: int, seed: int) -> dict[str, Any]:
-    """Return a mean with its 95 % interval of a bootstrap over canaries.
+def mean_estimate(values: FloatArray, resamples: int, seed: int, *, least: float = -np.inf) -> dict[str, Any]:
+    """Return a mean with its 95 % interval of a bootstrap over canaries; no end lies below ``least``.
 
     Resamples of few values vary less than other samples would: by (n - 1) / n in variance, and as the normal
     distribution and not as Student's t. The interval is made longer by both, around the middle that it has.
@@ -133,7 +133,7 @@ def mean_estimate(values: FloatArray, resamples: int, seed: int) -> dict[str, An
         return {"value": float(values.mean()), "interval": None}
     wider = np.sqrt(number / (number - 1)) * stdtrit(number - 1, 0.975) / ndtri(0.975)
     middle, half = sum(interval) / 2, (interval[1] - interval[0]) / 2 * float(wider)
-    return {"value": float(values.mean()), "interval": [middle - half, middle + half]}
+    return {"value": float(values.mean()), "interval": [max(least, middle - half), middle + half]}
 
 
 def separation(planted: FloatArray, controls: FloatArray, resamples: int, seed: int) -> dict[str, Any]:
