@@ -23,10 +23,11 @@ from clinstack import (
     cli_preferences,  # its verb joins prepare_app
     cli_prepared,  # noqa: F401  # its verbs join prepare_app
 )
+from clinstack.cli_audit import audit_command
 from clinstack.cli_base import base_app
 from clinstack.cli_cards import card_command
-from clinstack.cli_audit import audit_command
 from clinstack.cli_chat import chat_command
+from clinstack.cli_doctor import doctor_command
 from clinstack.cli_figures import prediction_lines, run_figures
 from clinstack.cli_prepare import prepare_app
 from clinstack.cli_scan import scan_command
@@ -359,33 +360,7 @@ def demo(
     show_report(run_demo(root or Path("runs/demo"), patients, seed, all_tasks=all_tasks, workers=workers), as_json)
 
 
-@app.command()
-def doctor(
-    stack: Annotated[Path | None, typer.Argument(help="A Stack or a finished Run.")] = None,
-    base: Annotated[str | None, typer.Option(help="Where the base is on this machine.")] = None,
-    layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Also a line for each layer.")] = True,
-) -> None:
-    """Explain a Stack and check its invariants; without one, show the environment."""
-    if stack is None:
-        from clinstack.run import environment
-
-        import_torch()
-        for part, entries in environment().items():
-            console.print(f"[bold]{part}[/]")
-            for name, value in entries.items():
-                console.print(f"  {name}: {value}")
-        return
-    from clinstack.model.explain import explain
-
-    for item in explain(stack, base, with_layers=layers):
-        console.print(item)
-
-
-def import_torch() -> None:
-    """Import torch, so that the environment can say what it sees."""
-    import torch  # noqa: F401
-
-
+app.command("doctor")(doctor_command)
 app.command("serve")(serve_command)
 app.command("chat")(chat_command)
 app.command("card")(card_command)

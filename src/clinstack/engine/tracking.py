@@ -15,10 +15,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from clinstack.engine.distributed import world
 from clinstack.errors import InputError
-from clinstack.offline import refuse_address, refuse_network
+from clinstack.offline import ALLOWED, is_allowed, is_offline
 from clinstack.run import Run
 
 PROJECT = "clinstack"
@@ -82,6 +83,18 @@ def tracked(run: Run, name: str, title: str, step: int) -> Iterator[Tracker]:
         inner.finish()
 
 
+def is_remote_tracking(name: str) -> bool:
+    """Whether the environment tells a tracker to send to a machine that offline mode does not let it reach."""
+    if name == "wandb":
+        mode = os.environ.get("WANDB_MODE")
+        online = mode is None and any(os.environ.get(f"WANDB_{key}") for key in ("API_KEY", "BASE_URL"))
+        if not online and (mode is None or mode in _WANDB_AT_HOME):
+            return False
+        return not is_allowed(urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname or "api.wandb.ai")
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return address.startswith("databricks") or not is_allowed(urlsplit(address).hostname or "")
+
+
 def refuse_remote_tracking(name: str) -> None:
     """Refuse a tracker that the environment tells to send to another machine while clinstack is offline.
 
@@ -90,18 +103,16 @@ def refuse_remote_tracking(name: str) -> None:
     InputError
         Naming the variable that says so.
     """
-    if name == "wandb" and os.environ.get("WANDB_MODE", "offline") not in _WANDB_AT_HOME:
-        what, remedy = "training.tracking: wandb with WANDB_MODE=online", "Set WANDB_MODE=offline."
-        if address := os.environ.get("WANDB_BASE_URL"):
-            refuse_address(address, what, remedy)
-        else:
-            refuse_network(what, remedy)
-    address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if name == "mlflow" and address:
-        what, remedy = "training.tracking: mlflow with MLFLOW_TRACKING_URI", "Unset it, and MLflow writes into the Run."
-        if address.startswith("databricks"):
-            refuse_network(what, remedy)
-        refuse_address(address, what, remedy)
+    if not is_offline() or name == "tensorboard" or not is_remote_tracking(name):
+        return
+    what, remedy = {
+        "wandb": ("WANDB_MODE and WANDB_BASE_URL", "Set WANDB_MODE=offline"),
+        "mlflow": ("MLFLOW_TRACKING_URI", "Unset it, and MLflow writes into the Run"),
+    }[name]
+    raise InputError(
+        f"training.tracking: {name} would send to another machine ({what}), and clinstack is offline. {remedy}; a host "
+        f"of the closed network itself is named in {ALLOWED}."
+    )
 
 
 def _tensorboard(run: Run, title: str, step: int) -> tuple[Any, int]:
