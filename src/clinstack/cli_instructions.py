@@ -9,9 +9,11 @@ import typer
 from rich.markup import escape
 
 from clinstack.cli_prepare import attrition_table, bars, console, prepare_app
+from clinstack.cli_scrub import scrubbed
 
 
 @prepare_app.command("asclepius")
+@scrubbed
 def prepare_asclepius(
     source: Annotated[
         Path,
@@ -66,6 +68,7 @@ def prepare_asclepius(
 
 
 @prepare_app.command("oracle")
+@scrubbed
 def prepare_oracle(
     notes: Annotated[
         Path, typer.Argument(help="Folder of Notes prepared from the synthetic cohort.", show_default=False)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clinstack.cli_prepare import bars, console, prepare_app
+from clinstack.cli_scrub import scrubbed
 from clinstack.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @prepare_app.command("preferences")
+@scrubbed
 def prepare_preferences(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     judge: Annotated[

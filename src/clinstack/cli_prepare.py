@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clinstack.cli_scrub import scrubbed
 from clinstack.errors import InputError
 
 prepare_app = typer.Typer(help="Source tables to Notes.", no_args_is_help=True)
@@ -74,6 +75,7 @@ def prepare_cohort(
 
 
 @prepare_app.command("mimic3")
+@scrubbed
 def prepare_mimic3(
     source: Annotated[
         str,
@@ -225,6 +227,7 @@ def _show_attrition(out: Path) -> None:
 
 
 @prepare_app.command("mimic4")
+@scrubbed
 def prepare_mimic4(
     source: Annotated[
         str,
@@ -294,6 +297,7 @@ def prepare_mimic4(
 
 
 @prepare_app.command("table")
+@scrubbed
 def prepare_table(
     spec: Annotated[
         Path | None, typer.Argument(help="YAML file that says which column is what.", show_default=False)
@@ -333,6 +337,7 @@ def prepare_table(
 
 
 @prepare_app.command("fhir")
+@scrubbed
 def prepare_fhir(
     source: Annotated[
         Path, typer.Option(help="A file or folder of NDJSON (.ndjson, .jsonl, also .gz) or of Bundles (.json).")

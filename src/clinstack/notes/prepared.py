@@ -193,6 +193,20 @@ class PreparedFolder:
         self._finished = True
         return content
 
+    def scrub(self) -> None:
+        """Replace the identifiers in all texts, where that is asked for (`clinstack.notes.scrub.scrubbing`)."""
+        from clinstack.notes.scrub import current_scrub, scrub_folder
+
+        wanted = current_scrub()
+        if wanted is None or not self._finished:
+            return
+        if self.at_end:
+            raise InputError("Files that are exported beside the folder are not scrubbed; leave one of the two out.")
+        if self._descriptions:
+            self._descriptions.close()  # they described the texts as they were
+            self._descriptions = None
+        scrub_folder(self.folder, wanted, self.report, self.scratch)
+
     def describe(self) -> None:
         """Write the data sheet of a finished folder."""
         from clinstack.notes.sheet.datasheet import write_datasheet
@@ -302,6 +316,7 @@ def prepared_folder(out: Path, progress: Progress | None = None) -> Iterator[Pre
             except BaseException:
                 prepared.close()
                 raise
+        prepared.scrub()
         prepared.describe()
         prepared.close()
         for act in prepared.at_end:

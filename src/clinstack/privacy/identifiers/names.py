@@ -60,11 +60,11 @@ _CUE = verbose(
 )
 _RELATIVES_WORDS = """
     wife husband son daughter sister brother mother father mom dad niece nephew aunt uncle cousin friend grandson
-    granddaughter grandmother grandfather spouse partner girlfriend boyfriend fiance fiancee neighbor daughter-in-law
-    son-in-law sister-in-law brother-in-law guardian proxy hcp pcp named nurse manager worker
+    granddaughter grandmother grandfather spouse partner girlfriend boyfriend fiance fiancee neighbor
+    daughter-in-law son-in-law sister-in-law brother-in-law guardian proxy hcp pcp named nurse manager worker
     cardiologist oncologist nephrologist neurologist urologist pulmonologist gastroenterologist hematologist
-    psychiatrist endocrinologist rheumatologist dermatologist ophthalmologist podiatrist pediatrician internist hospitalist surgeon
-    therapist radiologist pathologist anesthesiologist obstetrician
+    psychiatrist endocrinologist rheumatologist dermatologist ophthalmologist podiatrist pediatrician internist
+    hospitalist surgeon therapist radiologist pathologist anesthesiologist obstetrician
 """
 _RELATIVES = frozenset(_RELATIVES_WORDS.split())
 """``daughter Jane``, ``wife (Jane Roe)``, ``proxy is Jane``."""

@@ -120,3 +120,27 @@ PLACES = (
         _is_named,
     ),
 )
+
+_INSTITUTION_WORDS = """
+    hospital hosp medical centre center ctr med infirmary sanatorium hospice nursing rehab rehabilitation facility
+    health system clinic group associates manor extended dialysis vamc st mt of the and
+"""
+_ADDRESS_WORDS = """
+    north south east west apt apartment unit suite ste rm room floor fl po box post office zip code p o n s e w th
+    rd nd
+"""
+_INSTITUTIONAL = frozenset(_INSTITUTION_WORDS.split())
+_IN_ADDRESSES = frozenset(_ADDRESS_WORDS.split()) | {word.strip().lower() for word in _STREET.split("|")}
+_STATE_WORDS = frozenset(part for state in _STATE.split("|") for part in state.replace("\\", "").split())
+
+
+def is_generic(word: str) -> bool:
+    """Whether a word of an institution's name names none by itself."""
+    return word.lower() in _GENERIC or word.lower() in _INSTITUTIONAL
+
+
+def stays_in_address(word: str, before: str) -> bool:
+    """Whether a word of an address says how it is written, or is a state: not those of "Washington Street"."""
+    if word in _STATE_WORDS:
+        return len(word) == 2 or before.rstrip().endswith(",")
+    return word.lower() in _IN_ADDRESSES
