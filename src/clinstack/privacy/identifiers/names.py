@@ -9,33 +9,35 @@ from clinstack.privacy.identifiers.identifier import Identifier
 from clinstack.privacy.identifiers.pattern import NAME, REACH, Pattern, either, ending, verbose
 
 _NOT_NAMES_WORDS = """
-    a about above active acute additional admission admit admitted after age aged alert all allergies allergy also
-    am ambulance an and any april are as assessment at attending august aunt aware away back be bed been before
-    being below bipap birth blood both brief brother but by called came can cardiac cardiology care case cc chest
-    chief chronic clinic clip clips code comfortable comments complains complaint condition consent consult
-    consulted contact continue continued continues contrast course cousin covering cpap ct cxr daily date daughter
-    dc deceased december deferred denies department dermatology diagnosis did discharge discharged discussed
-    disposition dnr do does done dose drug drugs during ecg ed education ekg elderly emergency ems endocrine
-    endocrinology er evening exam expired failed fall family father february fellow female final findings first
-    floor follow followed following follows for found friday friend from full gastroenterology gender general
-    gentleman geriatrics given goals good granddaughter grandson guardian gyn had has have he head health heart
-    hematology heme her here him his history home hospital hospitalist house how husband i icu id if ill impression
-    improved in indication infectious information informed ins instructions intern internal into intubated is issues
-    it its january july june known lab labs last left line lives lying made male man managed march may md medical
-    medication medications medicine met micu middle monday mother mr mri ms n/a na name namely nephew nephrology
-    neuro neurology neurosurgery new newborn niece nkda no none nor normal not note noted nothing notified november
-    now nurse nursing ob october of off office old on oncology one only operative ophthalmology or orders oriented
-    orthopedic orthopedics osh ot other our out outpatient over paged pain palliative parents partner past pathology
-    patient pending per phone physical physician plan plastic please podiatry police post pre present presented
-    presents primary prior procedure progress provider psych psychiatry pt pulmonary radiology re reason received
-    recommendations recommends record referring refused regarding rehab remains renal report reports resident
-    resting resulted results review reviewed rheumatology right rn room said same saturday saw says scan see seems
-    seen self sent september service services sex she sicu signed significant since sister sleeping snf social son
-    speaking spoke spouse stable staff started stat states status still stroke summary sunday surgeon surgery
-    surgical sw tba tbd team tele telephone test tests than that the their them then there these they this thoracic
-    those thursday to today tolerated tomorrow tonight took transfer transferred trauma tuesday type ua unable uncle
-    under unit unknown unresponsive until up upon urology vent vna wants was we wednesday weight well were when
-    where which while who wife will with within without woman work would xray year years yes yesterday you your
+    a about above account acct active acute additional address admission admit admitted after age aged alert all
+    allergies allergy also am ambulance an and any april are as assessment at attending august aunt aware away back
+    be bed been before being below bipap birth blood both brief brother but by called came can cardiac cardiology
+    care case cc cell chest chief chronic clinic clip clips code comfortable comments complains complaint condition
+    consent consult consulted contact continue continued continues contrast course cousin covering cpap csn ct cxr
+    daily date daughter dc dea deceased december deferred denies department dermatology diagnosis dictated did
+    discharge discharged discussed disposition dnr do doa dob dod does done dose drug drugs during ecg ed education
+    ekg elderly electronically email emergency ems encounter endocrine endocrinology er evening exam expired failed
+    fall family father fax february fellow female fin final findings first floor follow followed following follows
+    for found friday friend from full gastroenterology gender general gentleman geriatrics given goals good
+    granddaughter grandson guardian gyn had has have hcp he head health heart hematology heme her here him his
+    history home hospital hospitalist house how husband i icu id if ill impression improved in indication infectious
+    information informed ins instructions insurance intern internal into intubated is issues it its january job july
+    june known lab labs last left license line lives loc location los lying made male man managed march may md
+    medical medication medications medicine met micu middle monday mother mr mri mrn ms n/a na name namely nephew
+    nephrology neuro neurology neurosurgery new newborn niece nkda no nok none nor normal not note noted nothing
+    notified november now npi number nurse nursing ob october of off office old on oncology one only operative
+    ophthalmology or orders oriented orthopedic orthopedics osh ot other our out outpatient over paged pager pain
+    palliative parents partner past pathology patient pcp pending per phone physical physician plan plastic please
+    podiatry police portal post pre present presented presents primary prior procedure progress provider psych
+    psychiatry pt pulmonary race radiology re reason received recommendations recommends record referring refused
+    regarding rehab remains renal report reports resident resting resulted results review reviewed rheumatology
+    right rm rn room said same saturday saw says scan scheduled see seems seen self sent september service services
+    sex she sicu signed significant since sister sleeping snf social son speaking spoke spouse ssn stable staff
+    started stat states status still stroke summary sunday surgeon surgery surgical sw tba tbd team tel tele
+    telephone test tests than that the their them then there these they this thoracic those thursday to today
+    tolerated tomorrow tonight took transfer transferred trauma tuesday type ua unable uncle under unit unknown
+    unresponsive until up upon urology vent vna wants was we wednesday weight well were when where which while who
+    wife will with within without woman work would xray year years yes yesterday you your
 """
 _NOT_NAMES = frozenset(_NOT_NAMES_WORDS.split())
 _WORD = r"[A-Z](?:[a-z]{1,3}[A-Z][a-z]{1,20}|[a-z]{1,20}|[A-Z]{1,20}|'[A-Z][a-zA-Z]{1,20})(?:-[A-Z][a-zA-Z]{1,20})?"
