@@ -245,7 +245,7 @@ def test_no_note_text_is_on_the_screen(
 
 
 def test_nothing_in_a_run_is_a_pickle(runs: Path) -> None:
-    known = {".json", ".jsonl", ".yaml", ".parquet", ".safetensors", ".md", ".lock", ""}
+    known = {".json", ".jsonl", ".yaml", ".parquet", ".safetensors", ".md", ".xml", ".lock", ""}
     for path in runs.rglob("*"):
         if path.is_file():
             if path.parent.name != "tensorboard":
