@@ -43,7 +43,7 @@ PROMPT = PromptRecipe(template="phi2", chat_template="never")
 TASK = Task("mortality", "binary", ("survived", "died"))
 CONTEXT = 192
 """Tokens of a row."""
-EPOCHS: dict[Kind, int] = {"notes": 40, "answers": 20, "scores": 30}
+EPOCHS: dict[Kind, int] = {"notes": 30, "answers": 20, "scores": 30}
 """Of the positive controls."""
 _LOW_RANK: dict[str, dict[str, Any]] = {"lora": {"rank": 8, "alpha": 16}, "full": {}}
 _CONSONANTS, _VOWELS = "bdfghklmnprstvz", "aeiou"
@@ -223,6 +223,7 @@ class AuditRuns:
         return folder if folder.is_dir() else untrained_run(kind, folder, self.base, self.data)
 
     def overfitted(self, kind: Kind) -> Path:
-        """Return the positive control."""
+        """Return the positive control; in its notes canaries were planted."""
         folder = self._root / f"overfitted-{kind}"
-        return folder if folder.is_dir() else overfitted_run(kind, folder, self.base, self.data)
+        planted = {"canaries": {"count": 8, "repetitions": (1, 4)}} if kind == "notes" else {}
+        return folder if folder.is_dir() else overfitted_run(kind, folder, self.base, self.data, **planted)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from clinstack.errors import InputError
 from clinstack.recipe import (
+    AuditRecipe,
     FinetuneRecipe,
     InstructRecipe,
     PredictRecipe,
@@ -52,6 +53,10 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         from clinstack.stages.predict import check_predict
 
         check_predict(recipe)
+    if isinstance(recipe, AuditRecipe):
+        from clinstack.audit.target import find_target
+
+        find_target(recipe)
     if isinstance(recipe, StudyRecipe):
         _validate_study(recipe, console)
     if isinstance(recipe, SweepRecipe):

@@ -137,8 +137,10 @@ MEANING: dict[Verdict, str] = {
 def _finding_sentence(verdict: Verdict, findings: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     everything = [item for section in findings.values() for item in section]
     if verdict == "leaking":
-        above = [describe(item) for item in everything if item["verdict"] == "leaking"]
-        return f"Above the threshold: {'; '.join(above)}."
+        above = [[item for item in section if item["verdict"] == "leaking"] for section in findings.values()]
+        first = [describe(section[0]) for section in above if section]
+        more = sum(map(len, above)) - len(first)
+        return f"Above the threshold: {'; '.join(first)}{f'; and {more} more' if more else ''}."
     if verdict == "clean":
         undecided = sum(item["verdict"] == "inconclusive" for item in everything)
         but = f"; {undecided} could not be decided, and lie below theirs" if undecided else ""

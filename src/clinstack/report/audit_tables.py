@@ -118,7 +118,8 @@ def canaries_table(section: Mapping[str, Any]) -> Table:
     keys = ("exposure", "bound", "base_exposure")
     rows = [(name, [count(number), *(figure(one[key], 2) for key in keys)]) for name, number, one in groups]
     note = (
-        f"Mean exposure in bits, small its 95 % interval; what nobody planted has {section['null']:.2f} bits by chance. "
+        "Mean exposure in bits, small its 95 % interval; by chance what nobody planted has "
+        f"{section['null']:.2f} bits. "
         f"Each secret was ranked among {section['others']:,} others or more; the ranks alone show the bound."
     )
     columns = ["Planted", "Canaries", "Exposure", "Bound", "Base alone"]
