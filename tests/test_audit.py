@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 import clinstack.stages.audit as stage
 from clinstack.audit.target import AuditTarget, draw_by_patient, find_target
 from clinstack.cli import app
+from clinstack.cli_audit import read_audit_recipe
+from clinstack.demo import audit_command
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file, write_json
 from clinstack.privacy.verdict import finding
@@ -332,6 +335,16 @@ def test_it_is_one_process(runs: AuditRuns, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stage, "world", Two)
     with pytest.raises(InputError, match="one process"):
         stage.audit(recipe_of(runs.untrained("notes")))
+
+
+def test_the_demo_ends_with_the_command_of_its_audit(runs: AuditRuns, tmp_path: Path) -> None:
+    root = tmp_path / "a demo"
+    copied(runs.untrained("notes"), root / "pretrain")
+    command = shlex.split(audit_command(root))
+    assert command[:2] == ["clinstack", "audit"]
+    recipe = read_audit_recipe(command[2:])
+    assert recipe.run == str(root / "pretrain" / "audit")
+    assert find_target(recipe).recorded
 
 
 def test_the_shipped_recipe_is_good() -> None:

@@ -8,6 +8,7 @@ Each cell is an ordinary Run of an ordinary recipe. Workers, one for each core, 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,15 @@ def run_demo(root: Path, patients: int, seed: int, *, all_tasks: bool = False, w
     console.print("Writing the report: bootstrap over patients ...")
     paths = build_report(root)
     console.print(f"Done in {time.monotonic() - begin:.0f} s.")
+    console.print(
+        f"What the clinical adapter gives away of its notes: {audit_command(root)}", soft_wrap=True, markup=False
+    )
     return paths
+
+
+def audit_command(root: Path) -> str:
+    """Return the command line that audits the demo's clinical adapter."""
+    return shlex.join(["clinstack", "audit", str(root / "pretrain")])
 
 
 def _prepare_data(root: Path, patients: int, seed: int) -> None:
