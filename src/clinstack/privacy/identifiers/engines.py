@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from clinstack.errors import InputError
 from clinstack.privacy.identifiers import presidio, word_lists
@@ -56,19 +57,32 @@ def open_engine(words: str) -> Engine:
     if name == presidio.NAME:
         return presidio.open_presidio(rest or presidio.MODEL)
     found = _named(words)
-    engine = found() if isinstance(found, type) or not isinstance(found, Engine) else found
-    if not isinstance(engine, Engine):
-        raise InputError(f"engine: {words!r} has no name and no method find(text).")
-    return engine
+    if isinstance(found, type) or not isinstance(found, Engine):
+        found = found() if _is_called_with_nothing(found) else None
+    if not isinstance(found, Engine):
+        raise InputError(
+            f"engine: {words!r} is not what has a name and a method find(text), and returns no such thing."
+        )
+    return found
 
 
-def _named(words: str) -> type | Engine:
+def _is_called_with_nothing(found: object) -> bool:
+    if not callable(found):
+        return False
+    try:
+        signature(found).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _named(words: str) -> Any:
     """Return what an entry point or a module has under this name."""
     for point in entry_points(group=ENTRY_POINTS, name=words):
-        return point.load()  # type: ignore[no-any-return]
+        return point.load()
     module, _, attribute = words.partition(":")
     try:
-        return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+        return getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError):
         raise InputError(
             f"engine: {words!r} is not known; use {PatternEngine.name}, {word_lists.NAME}:FOLDER, {presidio.NAME}, an "

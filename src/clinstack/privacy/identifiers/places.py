@@ -23,7 +23,7 @@ _STREET = either(
 _UNIT = r"(?:,?[ ](?:(?:Apt|APT|apt|Apartment|Unit|Suite|Ste|Rm|Room|Floor|Fl)\.?[ ]?\#?|\#[ ]?)[A-Za-z0-9\-]{1,6})?"
 _ZIP = r"\d{5}(?:-\d{4})?(?!\w|-\d)"
 _CITY = r"[A-Z][A-Za-z.'\-]{1,20}(?:[ ][A-Z][A-Za-z.'\-]{1,20}){0,2}"
-_TAIL = rf"""(?: ,[ ]{_CITY}(?=[.;\n]|,[ ]?[a-z]|\Z)
+_TAIL = rf"""(?: ,[ ]{_CITY}(?<!\.)(?=[.;\n]|,[ ]?[a-z]|\Z)
     | (?:,[ ]?|[ ]|[ ]?\n[ ]{{0,12}}){_CITY},?[ ](?:{_STATE})\b\.?(?:,?[ ]{{1,2}}{_ZIP})? )?"""
 _NO_STREET = re.compile(
     r"\b(?:"
