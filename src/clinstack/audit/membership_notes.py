@@ -15,7 +15,8 @@ from clinstack.audit.neighbours import WINDOW, draw_replacements, neighbour_loss
 from clinstack.audit.target import MEMBERS, NON_MEMBERS, AuditTarget, Side
 from clinstack.engine.attack_losses import attack_losses, note_beginnings
 from clinstack.engine.instruction_tuning import lay_out_pairs
-from clinstack.engine.language_modelling import note_losses, usable_layout
+from clinstack.engine.language_modelling import usable_layout
+from clinstack.engine.pieces import ROW_TOKENS
 from clinstack.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class _Texts:
 def attack_language_model(target: AuditTarget, recipe: AuditRecipe) -> Attacked:
     """Score notes, or answers, of both sides by four attacks, and by the base alone and the words alone."""
     sides = {side: _texts(target, side) for side in (MEMBERS, NON_MEMBERS)}
-    stack, batch_size = target.stack, recipe.batch_size
+    stack = target.stack
     window = WINDOW if target.kind == "notes" else None
+    batch_size, near_batch = (_rows_at_once(target, recipe, length) for length in (target.context, window))
     reference = target.open_reference()
     found = {
         side: attack_losses(
@@ -55,11 +57,11 @@ def attack_language_model(target: AuditTarget, recipe: AuditRecipe) -> Attacked:
         for side, texts in sides.items()
     }
     base_nll, near, replaced = {}, {}, {}
-    # A window is shorter than a row, so more of them make a batch of as many tokens.
-    near_batch = batch_size * max(1, target.context // (window or target.context))
     with stack.switched_off():
         for side, texts in sides.items():
-            base_nll[side] = note_losses(stack, texts.rows, batch_size, f"membership: {_NAMES[side]}, base alone")
+            base_nll[side] = attack_losses(
+                stack, texts.rows, batch_size, min_k=None, description=f"membership: {_NAMES[side]}, base alone"
+            ).nll
             if recipe.neighbours:
                 replaced[side] = draw_replacements(
                     stack, texts.near, near_batch, recipe.neighbours, recipe.evaluation.seed
@@ -70,7 +72,9 @@ def attack_language_model(target: AuditTarget, recipe: AuditRecipe) -> Attacked:
     reference_nll = base_nll
     if reference is not None:
         reference_nll = {
-            side: note_losses(reference, texts.rows, batch_size, f"membership: {_NAMES[side]}, reference")
+            side: attack_losses(
+                reference, texts.rows, batch_size, min_k=None, description=f"membership: {_NAMES[side]}, reference"
+            ).nll
             for side, texts in sides.items()
         }
 
@@ -137,6 +141,13 @@ def _texts(target: AuditTarget, side: Side) -> _Texts:
     return _Texts(
         instructions.example_ids, instructions.patient_ids, answers, answers, int(pairs.prompts.report.get("cut", 0))
     )
+
+
+def _rows_at_once(target: AuditTarget, recipe: AuditRecipe, length: int | None) -> int:
+    """Return how many rows make a batch: the recipe's, but on a CPU no more than its cache holds."""
+    if target.stack.device.type != "cpu":
+        return recipe.batch_size
+    return min(recipe.batch_size, max(1, ROW_TOKENS // (length or target.context)))
 
 
 def _counts(tokens: NDArray[np.int64], texts: _Texts) -> dict[str, int]:

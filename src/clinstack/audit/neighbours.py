@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clinstack.engine.attack_losses import log_distributions, predicted_states
-from clinstack.engine.language_modelling import note_losses
+from clinstack.engine.attack_losses import attack_losses, log_distributions, predicted_states
 from clinstack.engine.precision import forward_precision
 from clinstack.engine.progress import progress_bar
 from clinstack.model.stack import Stack
@@ -149,5 +148,6 @@ def neighbour_losses(
             ids[found.places[note][number]] = found.tokens[note][number]
             changed.append(ids)
         label = None if description is None else f"{description} {number + 1} of {neighbours}"
-        total += note_losses(stack, replace(rows, documents=Documents.of(changed)), batch_size, label)
+        other = replace(rows, documents=Documents.of(changed))
+        total += attack_losses(stack, other, batch_size, min_k=None, description=label).nll
     return total / neighbours

@@ -52,7 +52,7 @@ class AttackLosses:
         The same of a note's first tokens.
     min_k : float64 array
         Mean log-probability of the least likely tokens (Min-K% Prob, Shi et al. 2024, "Detecting Pretraining Data from
-        Large Language Models"). NaN where nothing is predicted.
+        Large Language Models"). NaN where nothing is predicted, or it was not asked for.
     min_k_plus_plus : float64 array
         The same of standardized log-probabilities.
     """
@@ -86,7 +86,7 @@ def attack_losses(
     rows: NoteRows,
     batch_size: int,
     *,
-    min_k: float = 0.2,
+    min_k: float | None = 0.2,
     window: int | None = None,
     description: str | None = None,
 ) -> AttackLosses:
@@ -104,8 +104,9 @@ def attack_losses(
         not scored.
     batch_size : int
         Rows at once, which bounds the memory.
-    min_k : float
-        Share of a note's predicted tokens.
+    min_k : float or None
+        Share of a note's predicted tokens. None leaves Min-K% and Min-K%++ out, which are NaN then: losses only, by the
+        same arithmetic, so that a stack that computes what its base does has the base's losses to the last bit.
     window : int, optional
         Predicted tokens of a note that are also summed apart, from its first; all of them when not given.
     """
@@ -120,7 +121,8 @@ def attack_losses(
     with torch.inference_mode(), forward_precision(stack), progress_bar(description, len(batches)) as bar:
         for chosen in batches:
             batch = rows.collate(chosen)
-            logs, standardized = (part.cpu().double().numpy() for part in _token_scores(stack, batch.to(stack.device)))
+            scores = _token_scores(stack, batch.to(stack.device), standardize=min_k is not None)
+            logs, standardized = (part.cpu().double().numpy() for part in scores)
             owners = batch.documents[batch.labels != IGNORED].numpy()
             edges = np.flatnonzero(np.diff(owners, prepend=-1, append=-1))
             for begin, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -128,15 +130,19 @@ def attack_losses(
                 near = min(length, length if window is None else window)
                 tokens[note], window_tokens[note] = length, near
                 nll[note], window_nll[note] = -logs[begin:end].sum(), -logs[begin : begin + near].sum()
-                count = max(1, int(length * min_k))
-                lowest[note] = np.partition(logs[begin:end], count - 1)[:count].mean()
-                lowest_standardized[note] = np.partition(standardized[begin:end], count - 1)[:count].mean()
+                if min_k is not None:
+                    count = max(1, int(length * min_k))
+                    lowest[note] = np.partition(logs[begin:end], count - 1)[:count].mean()
+                    lowest_standardized[note] = np.partition(standardized[begin:end], count - 1)[:count].mean()
             bar.advance(batch.predictions)
     return AttackLosses(tokens, nll, window_tokens, window_nll, lowest, lowest_standardized)
 
 
-def _token_scores(stack: Stack, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """Return log-probability and standardized log-probability of the predicted tokens, float32 [predictions]."""
+def _token_scores(stack: Stack, batch: PackedBatch, *, standardize: bool) -> tuple[Tensor, Tensor]:
+    """Return log-probability and standardized log-probability of the predicted tokens, float32 [predictions].
+
+    The second is empty without ``standardize``.
+    """
     logs: list[Tensor] = []
     standardized: list[Tensor] = []
     hidden, labels = predicted_states(stack, batch)
@@ -144,12 +150,14 @@ def _token_scores(stack: Stack, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         # Far below what float32 can hold as a probability, which is 0 there; 0 times minus infinity is no number.
         distribution.clamp_(min=-1e4)
         own = distribution.gather(1, labels[chunk, None])[:, 0]
+        logs.append(own)
+        if not standardize:
+            continue
         probabilities = distribution.exp()
         mean = torch.linalg.vecdot(probabilities, distribution)
         # Of differences, as the difference of squares loses its digits where the model is sure.
         probabilities *= distribution.sub_(mean[:, None]).square_()
         deviation = probabilities.sum(1).sqrt_().clamp_(min=_LEAST_DEVIATION)
-        logs.append(own)
         standardized.append((own - mean) / deviation)
     nothing = hidden.new_zeros(0, dtype=torch.float32)
     return torch.cat([nothing, *logs]), torch.cat([nothing, *standardized])
