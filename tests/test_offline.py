@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import os
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ OUTSIDE = "192.0.2.1"  # reserved for documentation (RFC 5737): nobody answers t
 
 
 @pytest.fixture
-def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def closed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Offline by the environment alone: the hook would stay in this process for ever."""
     monkeypatch.setenv(offline.VARIABLE, "1")
     monkeypatch.delenv(offline.ALLOWED, raising=False)
-    yield monkeypatch
+    return monkeypatch
 
 
 def python(code: str, **environment: str) -> str:
@@ -312,16 +313,8 @@ def test_duckdb_fetches_no_extension() -> None:
 
 
 def test_every_duckdb_connection_is_made_in_one_place() -> None:
-    found = [
-        f"{path.relative_to(SOURCE)}:{node.lineno}"
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and (node.func.value.id, node.func.attr) == ("duckdb", "connect")
-    ]
-    assert [place.split(":")[0] for place in found] == ["database.py"], found
+    found = [path for path in SOURCE.rglob("*.py") if re.search(r"\bduckdb\.connect\(", path.read_text("utf-8"))]
+    assert found == [SOURCE / "database.py"]
 
 
 # ---------------------------------------------------------------------- seen from the kernel
@@ -334,15 +327,11 @@ def test_the_trace_sees_an_attempt(tmp_path: Path) -> None:
     assert OUTSIDE in attempts[0]
 
 
-@pytest.mark.parametrize("environment", [{}, {offline.VARIABLE: "1"}], ids=["online", "offline"])
-def test_verbs_try_to_reach_nobody(tmp_path: Path, environment: dict[str, str]) -> None:
-    verbs = [
-        [*CLINSTACK, "presets", "ls"],
-        [*CLINSTACK, "prepare", "cohort", "--out", tmp_path / "cohort", "--patients", "20"],
-        [*CLINSTACK, "doctor", "demo/pretrain"],
-    ]
-    line = " && ".join(" ".join(map(str, verb)) for verb in verbs)
-    done, attempts = traced(["bash", "-c", line], tmp_path, environment)
+def test_verbs_try_to_reach_nobody(tmp_path: Path) -> None:
+    """Also without the mode: what is on this machine needs no network."""
+    prepare = [*CLINSTACK, "prepare", "cohort", "--out", tmp_path / "cohort", "--patients", "20"]
+    look = [*CLINSTACK, "doctor", "demo/pretrain"]
+    done, attempts = traced(["bash", "-c", shlex.join(map(str, prepare)) + " && " + shlex.join(look)], tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert attempts == []
 
