@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from clinstack.cli import app
 from clinstack.errors import InputError
 from clinstack.files import read_json, sha256_file, write_json, write_text
-from clinstack.model.cards import write_cards
+from clinstack.model.cards import CARD_FILES, write_cards
 from clinstack.model.cards.chai import NAMESPACE
 from clinstack.model.cards.licences import base_licence
 from clinstack.model.cards.names import hub_id, public_base_name
@@ -28,7 +28,7 @@ from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe
 from clinstack.tasks import Task
 
-FILES = ("README.md", "TRIPOD-LLM.md", "tripod-llm.json", "chai.json", "chai.xml")
+FILES = CARD_FILES
 GOLDEN = Path(__file__).parent / "golden" / "chai"
 WEIGHTS = "sha256:" + "a" * 64
 MORTALITY = Task("mortality", "binary", ("survived", "died"), "Death in the hospital.")

@@ -19,6 +19,7 @@ from clinstack.engine import features as features_module
 from clinstack.engine import kept
 from clinstack.engine.features import FeatureFolders, compute_features
 from clinstack.files import read_json
+from clinstack.model.cards import CARD_FILES
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe, EvaluateRecipe, FinetuneRecipe, parse_recipe
 from clinstack.run import PrunedError, Run
@@ -257,6 +258,7 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from clinstack.engine import features
+from clinstack.model.cards import CARD_FILES
 from clinstack.model.stack import Stack
 from clinstack.tasks import Task
 place, base = Path(sys.argv[1]), sys.argv[2]
@@ -335,8 +337,7 @@ def test_the_next_run_on_the_same_frozen_stack_builds_none_and_gives_the_same_bi
     assert len(built) == 2
     assert scores(second) == scores(anew)
     # The cards of a Run say how long it took.
-    cards = ("README.md", "TRIPOD-LLM.md", "tripod-llm.json", "chai.json", "chai.xml")
-    written = [anew.folder / "stack" / name for name in cards]
+    written = [anew.folder / "stack" / name for name in CARD_FILES]
     files = [file for file in (anew.folder / "stack").rglob("*") if file.is_file() and file not in written]
     assert any(file.suffix == ".safetensors" for file in files)
     for file in files:

@@ -26,6 +26,7 @@ import yaml
 
 from clinstack import files
 from clinstack.files import read_json, sha256_file
+from clinstack.model.cards import CARD_FILES
 from clinstack.run import Run
 
 LIMIT = 120.0
@@ -151,7 +152,11 @@ def results(run: Path) -> dict[str, Any]:
     """All that must not depend on what happened on the way."""
     tables = {path.name: pq.read_table(path).to_pylist() for path in sorted(run.glob("*.parquet"))}
     return {
-        "stack": {str(path.relative_to(run)): sha256_file(path) for path in sorted((run / "stack").rglob("*.*"))},
+        "stack": {
+            str(path.relative_to(run)): sha256_file(path)
+            for path in sorted((run / "stack").rglob("*.*"))
+            if path.relative_to(run / "stack").as_posix() not in CARD_FILES  # they say how long a Run took
+        },
         "best": sha256_file(run / "checkpoints" / "best.safetensors"),
         "metrics": (run / "metrics.json").read_bytes(),
         "tables": tables,

@@ -22,6 +22,8 @@ README_FILE = "README.md"
 TRIPOD_PAGE = "TRIPOD-LLM.md"
 CHAI_FILE = "chai.json"
 CHAI_XML = "chai.xml"
+CARD_FILES = (README_FILE, TRIPOD_PAGE, TRIPOD_FILE, CHAI_FILE, CHAI_XML)
+"""What `write_cards` writes. They say how long a Run took, so they are not the same for two Runs of one recipe."""
 _MARK = re.compile(r"\n<!-- Rendered by clinstack, sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z")
 
 
