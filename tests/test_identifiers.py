@@ -140,7 +140,8 @@ def test_any_text_gives_spans_inside_it(text: str) -> None:
 
 
 REPEATED = [
-    "a", "1", "A ", "1-", "A.A.", "[** ", "Dr. ", "@", "a.a.", "::", "1/", "Mar 1 ", "_", "by ", "MRN ", "1 ", "(", "1:",
+    "a", "1", "A ", "1-", "A.A.", "[** ", "Dr. ", "@", "a.a.", "::", "1/", "Mar 1 ", "_", "by ", "MRN ", "1 ", "(",
+    "1:",
     "Name: ", "12 Elm ", "x@", "www.", "call 1 ", "O'", "A-", "fax ", "É", "A, ", "of ", "1:a:", "signed by Al ", "\n",
 ]  # fmt: skip
 

@@ -69,6 +69,8 @@ class ScanTruth:
             known = self._truth.get(note, [])
             self._seen.add(note)
             identifiers = [item for item in items if item.kind != PLACEHOLDER]
+            if any(end > len(text) for _, end, *_ in known):
+                raise InputError(f"{self._path}: its notes were not scanned; name the NOTEEVENTS of the same cohort.")
             for start, end, kind, held_out, form in known:
                 covered = all(
                     any(item.start <= place < item.end for item in identifiers)

@@ -6,8 +6,8 @@ their place, `scrub_folder` goes through all of them. So no builder knows of it,
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -162,10 +162,10 @@ def scrub_folder(folder: Path, scrub: Scrub, report: Report, scratch: Path) -> d
     patients: dict[str, OfPatient] = {}
     total = 2 * sum(_rows(file) for file in files)
     done = 0
-    with (scratch / "found.pickle").open("w+b") as spool:
+    with (scratch / "found.jsonl").open("w+", encoding="utf-8") as spool:
         for file in files:
             for batch in _batches(file):
-                pickle.dump(_search(batch, _columns(file), scrub.engines, patients), spool)
+                spool.write(_as_line(_search(batch, _columns(file), scrub.engines, patients)))
                 done += batch.num_rows
                 report("Finding identifiers", done, total)
         spool.seek(0)
@@ -221,8 +221,11 @@ def _search(
     owners = _patients(batch)
     for column in columns:
         found = []
+        searched: dict[str | None, list[Identifier]] = {None: [], "": []}  # instructions repeat their notes
         for owner, text in zip(owners, batch.column(column).to_pylist(), strict=True):
-            items = find_identifiers(text, engines) if text else []
+            if text not in searched:
+                searched[text] = find_identifiers(text, engines)
+            items = searched[text]
             if items:
                 patients.setdefault(owner, OfPatient()).learn(text, items)
             found.append(items)
@@ -230,7 +233,17 @@ def _search(
     return result
 
 
-def _rewrite(file: Path, spool: IO[bytes], scrub: Scrub, surrogates: Surrogates, patients: dict[str, OfPatient]) -> int:
+def _as_line(found: list[list[list[Identifier]]]) -> str:
+    """Write positions of a batch as one line."""
+    plain = [[[(item.start, item.end, item.kind, item.engine) for item in row] for row in column] for column in found]
+    return json.dumps(plain, separators=(",", ":")) + "\n"
+
+
+def _of_line(line: str) -> list[list[list[Identifier]]]:
+    return [[[Identifier(*item) for item in row] for row in column] for column in json.loads(line)]
+
+
+def _rewrite(file: Path, spool: IO[str], scrub: Scrub, surrogates: Surrogates, patients: dict[str, OfPatient]) -> int:
     """Write a table anew with what was found; return its rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -242,7 +255,7 @@ def _rewrite(file: Path, spool: IO[bytes], scrub: Scrub, surrogates: Surrogates,
         for batch in _batches(file):
             owners = _patients(batch)
             table = pa.Table.from_batches([batch])
-            for column, found in zip(columns, pickle.load(spool), strict=True):
+            for column, found in zip(columns, _of_line(spool.readline()), strict=True):
                 texts, sections = [], []
                 spans = (
                     batch.column("sections").to_pylist()

@@ -148,7 +148,7 @@ class Surrogates:
             result = []
             for place, letter in enumerate(words):
                 if letter.isdigit():
-                    leading = letter != "0" and (place == 0 or not words[place - 1].isalnum())
+                    leading = letter != "0" and not any(before.isalnum() for before in words[:place])
                     number = next(drawn)
                     result.append(str(number % 9 + 1) if leading else str(number % 10))
                 elif letter.isupper():
