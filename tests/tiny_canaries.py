@@ -21,13 +21,13 @@ _LINES = (
 )
 
 
-def write_canary_notes(folder: Path, patients: int = 60, notes_each: int = 2, row_group: int = 7) -> Path:
-    """Write notes of one to twelve lines, in small row groups, and the patients' splits."""
+def write_canary_notes(folder: Path, patients: int = 60, most_lines: int = 12, row_group: int = 7) -> Path:
+    """Write two notes of each patient, of one line to ``most_lines``, in small row groups, and the patients' splits."""
     splits = assign_splits([f"p{index:03d}" for index in range(patients)], seed=0)
     rows: list[dict[str, Any]] = []
     for place, patient in enumerate(splits):
-        for number in range(notes_each):
-            lines = [_LINES[(place + line) % 4] for line in range(1 + (5 * place + 7 * number) % 12)]
+        for number in range(2):
+            lines = [_LINES[(place + line) % 4] for line in range(1 + (5 * place + 7 * number) % most_lines)]
             rows.append(
                 {
                     "note_id": f"{patient}-{number}",
