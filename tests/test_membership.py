@@ -16,6 +16,10 @@ from clinstack.audit.blind import word_scores
 from clinstack.audit.membership import TABLE
 from clinstack.errors import InputError
 from clinstack.model.stack import Stack
+from clinstack.recipe import PretrainRecipe
+from clinstack.stages.pretrain import pretrain
+from clinstack.tokens.prompts import Prompt
+from tiny_instructions import write_tiny_instructions
 from tiny_membership import CANARY, adapter, audited, learn_by_heart, verdicts, write_notes
 
 ATTACKS = ["loss", "reference", "min_k_plus_plus", "neighbourhood"]
@@ -164,3 +168,41 @@ def test_words_tell_what_is_there_and_nothing_else() -> None:
     own = [np.full(3, 1000 + place) for place in range(80)]
     members, _ = word_scores(own, same[1], *patients)
     assert np.ptp(members) < 0.1
+
+
+def test_answers_are_attacked_given_their_prompts(tiny_base: Path, tmp_path: Path) -> None:
+    instructions = write_tiny_instructions(tmp_path / "instructions")
+    stack = Stack.build(str(tiny_base), [adapter()])
+    stack.prompt, stack.max_tokens = Prompt("{note}\nQ: {question}", None, "\nA:"), 120
+    stack.save(tmp_path / "stack")
+    section = audited(tmp_path / "stack", tmp_path / "run", instructions=str(instructions), neighbours=2)
+    assert section["unit"] == "answer"
+    assert list(section["attacks"]) == ATTACKS
+    assert "leaking" not in verdicts(section).values()
+    table = pq.read_table(tmp_path / "run" / TABLE)
+    assert table.num_rows == section["members"]["notes"] + section["non_members"]["notes"]
+    # The answers alone: a prompt has far more tokens.
+    assert max(table["tokens"].to_pylist()) < 60
+    assert np.unique(table["score_neighbourhood"].to_numpy()).size > 5
+
+
+def test_a_training_that_ended_early_is_named(tiny_base: Path, notes: Path, tmp_path: Path) -> None:
+    """Of the drawn members the training read a part only, so that the figures are diluted."""
+    for steps, expected in ((1, True), (3, False)):
+        recipe = PretrainRecipe.model_validate(
+            {
+                "run": str(tmp_path / f"run-{steps}"),
+                "base": str(tiny_base),
+                "notes": str(notes),
+                "context": 64,
+                "adapters": [{"name": "clinical", "rank": 2}],
+                "training": {"max_steps": steps, "batch_size": 8, "tracking": "none"},
+                "evaluation": {"max_notes": 5, "resamples": 100},
+            }
+        )
+        pretrain(recipe)
+        section = audited(tmp_path / f"run-{steps}", tmp_path / "audit", max_notes=20, neighbours=0)
+        said = [remark for remark in section["remarks"] if "ended within its first epoch" in remark]
+        assert bool(said) is expected
+        if expected:
+            assert "(max_steps 1), after about" in said[0]
