@@ -150,7 +150,8 @@ def test_what_an_audit_found_to_leak_is_pushed_by_force_alone(
     stack = saved((COHORT,))
     of = "sha256:another" if stale else sha256_file(stack / "stack.json")
     audit = {"verdict": "leaking", "sentence": "Three canaries came out.", "stack": {"fingerprint": of}}
-    write_json(stack / "audit.json", {**audit, "date": "2026-11-28"})
+    report = {"run": "/home/alice/runs/audit", "sha256": "sha256:1"}
+    write_json(stack / "audit.json", {**audit, "date": "2026-11-28", "report": report})
     if not stale:  # an audit of other weights says nothing about these
         with pytest.raises(InputError, match=r"the audit found that mortality: task gives away .*--force"):
             export([stack], "merged", tmp_path / "out", repository="ward/mortality")
@@ -159,6 +160,7 @@ def test_what_an_audit_found_to_leak_is_pushed_by_force_alone(
     export([stack], "merged", tmp_path / "out", repository="ward/mortality", force=not stale)
     said = "other weights than these" if stale else "Leaking, audited 2026-11-28. Three canaries came out."
     assert said in hub.files["README.md"].decode()
+    assert json.loads(hub.files["audit.json"])["report"] == {"run": "audit", "sha256": "sha256:1"}
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(saved: Any, hub: type[Hub], tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clinstack.export.source import Source
-from clinstack.files import write_text
+from clinstack.files import write_json, write_text
 from clinstack.model.cards import readme as sections
-from clinstack.model.cards.facts import StackFacts, gather
+from clinstack.model.cards.facts import AUDIT_FILE, StackFacts, gather
 from clinstack.model.cards.hub import metadata
 from clinstack.model.cards.sentences import audited
 from clinstack.model.cards.tripod_llm import checklist
@@ -52,10 +53,22 @@ def card_sections(known: Mapping[str, StackFacts]) -> list[str]:
 
 
 def write_exported_cards(folder: Path, places: Sequence[str], known: Sequence[StackFacts]) -> None:
-    """Write checklist and CHAI's card into the exported folder, of several stacks into the folder of each."""
+    """Write checklist, CHAI's card and the audit's summary into the exported folder, of several stacks into the folder
+    of each.
+    """
     for place, facts in zip(places, known, strict=True):
+        if facts.audit is not None:
+            write_json(folder / place / AUDIT_FILE, _without_places(facts.audit))
         write_machine_readable(folder / place, facts)
         write_text(folder / place / TRIPOD_PAGE, marked(tripod_page(checklist(facts))))
+
+
+def _without_places(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an audit's summary without the place that the audit's Run has on this machine."""
+    report = audit.get("report")
+    if not isinstance(report, Mapping) or "run" not in report:
+        return dict(audit)
+    return {**audit, "report": {**report, "run": Path(str(report["run"])).name}}
 
 
 def leaking(paths: Sequence[Path]) -> list[str]:
