@@ -28,7 +28,7 @@ from clinstack.cli_base import base_app
 from clinstack.cli_cards import card_command
 from clinstack.cli_chat import chat_command
 from clinstack.cli_doctor import doctor_command
-from clinstack.cli_figures import prediction_lines, run_figures
+from clinstack.cli_figures import prediction_lines, privacy_figures, run_figures
 from clinstack.cli_prepare import prepare_app
 from clinstack.cli_scan import scan_command
 from clinstack.cli_serve import serve_command
@@ -127,7 +127,7 @@ def show_run(run: Run, as_json: bool) -> None:
         return
     if run.record["synthetic"]:
         console.print("[yellow]Synthetic data: these figures say nothing about medicine.")
-    for name, value in run_figures(metrics).items():
+    for name, value in (run_figures(metrics) | privacy_figures(run.record)).items():
         console.print(f"  {name}: {value}")
     console.print(f"[bold]{escape(str(run.folder))}[/] is done.")
 

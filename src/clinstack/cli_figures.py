@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def _figure(figure: dict[str, Any], sign: str) -> str:
         return f"{figure['value']:{sign}.3f}"
     low, high = figure["interval"]
     return f"{figure['value']:{sign}.3f}  [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def privacy_figures(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a private Run promises; nothing of any other."""
+    privacy = record.get("privacy")
+    if not privacy:
+        return {}
+    cost = f"epsilon {privacy['epsilon']:.3g} at delta {privacy['delta']:.2g} for each {privacy['unit']}"
+    how = f"{privacy['steps']:,} steps, noise multiplier {privacy['noise_multiplier']:.3g}, {privacy['accountant']}"
+    figures = {"privacy of this training": f"{cost} ({how})"}
+    return figures | ({"privacy of the stack": privacy["sentence"]} if "sentence" in privacy else {})
 
 
 def prediction_lines(run: Run) -> list[str]:

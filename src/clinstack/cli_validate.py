@@ -15,6 +15,7 @@ from clinstack.recipe import (
     FinetuneRecipe,
     InstructRecipe,
     PredictRecipe,
+    PretrainRecipe,
     StageRecipe,
     StudyRecipe,
     SweepRecipe,
@@ -24,6 +25,7 @@ from clinstack.tasks import Task
 
 if TYPE_CHECKING:
     from clinstack.model.support import Support
+    from clinstack.recipe.privacy import PrivacyRecipe
 
 
 def validate_recipe(recipe: StageRecipe, console: Console) -> None:
@@ -44,6 +46,8 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
 
             check_loss(task, recipe.loss)
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
+        if recipe.privacy is not None:
+            console.print(_privacy_line(recipe, recipe.privacy))
     if isinstance(recipe, InstructRecipe):
         from clinstack.model.base import load_tokenizer, locate_base
         from clinstack.tokens.prompts import Prompt
@@ -128,6 +132,48 @@ def show_support(recipe: TrainingStageRecipe, support: Support, console: Console
     console.print(table)
     for note in support.notes:
         console.print(f"[yellow]note[/] {escape(note)}")
+
+
+def _privacy_line(recipe: TrainingStageRecipe, privacy: PrivacyRecipe) -> str:
+    """Say what the training would cost, with the noise that it would take."""
+    from clinstack.privacy.guarantee import guarantee, planned_steps
+
+    patients = _training_patients(recipe)
+    planned = guarantee(privacy, patients, planned_steps(privacy, recipe.training, patients))
+    return (
+        f"private: {planned['steps']:,} steps of {privacy.patients_per_step} of {patients:,} training patients, noise "
+        f"multiplier {planned['noise_multiplier']:.3g}: epsilon {planned['epsilon']:.3g} at delta "
+        f"{planned['delta']:.2g} for each patient ({planned['accountant']})"
+    )
+
+
+def _training_patients(recipe: TrainingStageRecipe) -> int:
+    """Count the patients that a stage would train on, by the columns of identifiers alone."""
+    import pyarrow.parquet as pq
+
+    from clinstack.notes.instructions import instruction_files
+    from clinstack.notes.read import notes_files
+    from clinstack.notes.splits import splits_of
+
+    if isinstance(recipe, FinetuneRecipe):
+        rows = pq.read_table(Path(recipe.examples) / "train.parquet", columns=["patient_id"])
+        return len(set(rows["patient_id"].to_pylist()))
+    if isinstance(recipe, PretrainRecipe):
+        folder, files = Path(recipe.notes), notes_files(Path(recipe.notes))
+        kind, wanted = "note_type", recipe.note_types
+    else:
+        assert isinstance(recipe, InstructRecipe)
+        folder, files = Path(recipe.instructions), instruction_files(Path(recipe.instructions))
+        kind, wanted = "task", recipe.tasks
+    found: set[str] = set()
+    for file in files:
+        if file.name != "splits.parquet":
+            rows = pq.read_table(file, columns=["patient_id"] if wanted is None else ["patient_id", kind])
+            kinds = [None] * len(rows) if wanted is None else rows[kind].to_pylist()
+            ids = zip(rows["patient_id"].to_pylist(), kinds, strict=True)
+            found |= {patient for patient, one in ids if wanted is None or one in wanted}
+    split_of = splits_of(folder, found, "privacy")
+    return [split_of[patient] for patient in found].count("train")
 
 
 def _share(parameters: int, whole: int) -> str:

@@ -16,7 +16,7 @@ patients before the noise, such as the loss, is neither logged nor shown.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from clinstack.engine.sharding import gradient_norm
 from clinstack.engine.step import begin_random_numbers, cut_batches, forget
 from clinstack.errors import InputError
 from clinstack.files import write_json
-from clinstack.privacy.accountant import Mechanism, cost, find_noise_multiplier, usual_delta
+from clinstack.privacy.guarantee import guarantee
 from clinstack.recipe.privacy import PrivacyRecipe
 
 if TYPE_CHECKING:
@@ -41,64 +41,12 @@ if TYPE_CHECKING:
     from clinstack.recipe import TrainingRecipe
     from clinstack.run import Run
 
-UNIT = "patient"
-
 
 def training_patients(objective: Objective) -> PatientItems:
     """Return the items of each training patient of an objective that was made for private training."""
     patients = cast(PrivateObjective, objective).patients
     assert patients is not None
     return patients
-
-
-def guarantee(recipe: PrivacyRecipe, patients: int, steps: int) -> dict[str, Any]:
-    """Return what a training costs, as ``run.json`` has it.
-
-    Parameters
-    ----------
-    recipe : PrivacyRecipe
-    patients : int
-        Training patients.
-    steps : int
-        Planned; a training that ends early has cost less.
-
-    Returns
-    -------
-    dict
-        ``unit, epsilon, delta, noise_multiplier, clip, sampling_rate, steps, patients, patients_per_step,
-        rows_per_patient, accountant, epsilon_rdp``.
-
-    Raises
-    ------
-    InputError
-        If there are fewer patients than a step is to have, epsilon is out of reach, or Opacus is not installed.
-    """
-    if recipe.patients_per_step > patients:
-        raise InputError(
-            f"privacy.patients_per_step: {recipe.patients_per_step} of {patients} training patients cannot be drawn; "
-            "lower it."
-        )
-    delta = usual_delta(patients) if recipe.delta is None else recipe.delta
-    rate = recipe.patients_per_step / patients
-    noise = recipe.noise_multiplier
-    if noise is None:
-        assert recipe.epsilon is not None
-        noise = find_noise_multiplier(recipe.epsilon, delta, rate, steps)
-    spent = cost([Mechanism(rate, noise, steps)], delta)
-    return {
-        "unit": UNIT,
-        "epsilon": spent.epsilon,
-        "delta": delta,
-        "noise_multiplier": noise,
-        "clip": recipe.clip,
-        "sampling_rate": rate,
-        "steps": steps,
-        "patients": patients,
-        "patients_per_step": recipe.patients_per_step,
-        "rows_per_patient": recipe.rows_per_patient,
-        "accountant": spent.accountant,
-        "epsilon_rdp": spent.epsilon_rdp,
-    }
 
 
 @dataclass

@@ -39,9 +39,10 @@ from clinstack.engine.step import Objective, compute_gradients
 from clinstack.engine.tracking import tracked
 from clinstack.model.lineage import tensors_hash
 from clinstack.model.stack import Stack
+from clinstack.privacy.guarantee import steps_in_an_epoch
 from clinstack.recipe import TrainingRecipe
 from clinstack.recipe.privacy import PrivacyRecipe
-from clinstack.run import Run
+from clinstack.run import PrunedError, Run
 
 OnValidation = Callable[[int, dict[str, float]], None]
 
@@ -60,7 +61,7 @@ class Plan:
         if privacy is None:
             steps_per_epoch = math.ceil(len(objective.epoch_batches(0)) / settings.accumulate)
         else:
-            steps_per_epoch = math.ceil(len(training_patients(objective)) / privacy.patients_per_step)
+            steps_per_epoch = steps_in_an_epoch(privacy, len(training_patients(objective)))
         total = steps_per_epoch * settings.epochs
         return cls(steps_per_epoch, min(total, settings.max_steps or total), settings.validate_every or steps_per_epoch)
 
@@ -129,7 +130,7 @@ def train(
                 run.log({"step": state.step, "epoch": plan.epoch_of(state.step), **figures})
                 tracker.log(figures, state.step)
                 if on_validation is not None:
-                    on_validation(len(state.history), state.history[-1])
+                    _tell(on_validation, state, run)
                 keep()
             if state.step == plan.total or _is_out_of_patience(state, settings):
                 break
@@ -216,6 +217,14 @@ def _validate(stack: Stack, state: TrainingState, objective: Objective, best: Pa
         state.best = len(state.history) - 1
         save_tensors(best, stack)
     return {f"validation_{key}": value for key, value in figures.items()}
+
+
+def _tell(on_validation: OnValidation, state: TrainingState, run: Run) -> None:
+    try:
+        on_validation(len(state.history), state.history[-1])
+    except PrunedError:
+        Secret.forget(run.checkpoints)  # no step follows
+        raise
 
 
 def _is_out_of_patience(state: TrainingState, settings: TrainingRecipe) -> bool:
