@@ -12,6 +12,7 @@ from clinstack import __version__
 from clinstack.files import sha256_file
 from clinstack.model.data_lineage import data_of
 from clinstack.model.lineage import read_stack_record
+from clinstack.model.privacy_lineage import privacy_of
 from clinstack.privacy.verdict import overall, sentence
 from clinstack.recipe.audit import ATTACKS, AttackName, AuditRecipe
 from clinstack.report.audit_figures import membership_name
@@ -190,8 +191,8 @@ def _data(target: AuditTarget) -> dict[str, Any]:
 
 def _privacy(target: AuditTarget) -> list[dict[str, Any]] | None:
     """Return what stack.json says of differential privacy, a training each; None where it says nothing."""
-    said = read_stack_record(target.stack_folder).get("privacy")
-    return said if isinstance(said, list) else None
+    entries = privacy_of(read_stack_record(target.stack_folder))
+    return None if entries is None else [entry.to_dict() for entry in entries]
 
 
 def summary_of(report: Mapping[str, Any], report_hash: str, date: str, run: str) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from clinstack.model.privacy_lineage import TrainingPrivacy, privacy_sentence
 from clinstack.report.audit_figures import membership_name, title
 from clinstack.report.tables.cells import MISSING, Cell, Table, count, figure
 
@@ -45,23 +46,8 @@ def stack_table(report: Mapping[str, Any]) -> Table:
         epochs = f"{training['epochs']:,} epoch{'s' * (training['epochs'] != 1)}"
         text = f"{training['stage']}: {epochs}{steps}, learning rate {training['learning_rate']:g}"
         rows.append(("Training", [Cell(text, f"finished {training['finished']}" if training["finished"] else "")]))
-    rows.append(("Differential privacy", [Cell(privacy_sentence(report["privacy"]))]))
+    rows.append(("Differential privacy", [Cell(_privacy(report["privacy"]))]))
     return Table("stack", "What was audited", "", ["", ""], rows, words=True)
-
-
-def privacy_sentence(said: list[dict[str, Any]] | None) -> str:
-    """Return what the stack's record says of private training."""
-    if not said:
-        return "not private: trained without a guarantee"
-    parts = []
-    for one in said:
-        name = str(one.get("adapter") or one.get("stage") or "a training")
-        if one.get("private"):
-            unit = one.get("unit", "patient")
-            parts.append(f"{name}: ε = {one['epsilon']:.3g} at δ = {one['delta']:.3g} for each {unit}")
-        else:
-            parts.append(f"{name}: not private")
-    return "; ".join(parts)
 
 
 def data_table(report: Mapping[str, Any]) -> Table:
@@ -146,6 +132,10 @@ def extraction_table(section: Mapping[str, Any]) -> Table:
     )
     columns = ["Whose prefixes", "Prefixes", "Stack", "Base alone", "Reference", "In nobody else's text"]
     return Table("extraction-table", "Verbatim continuations", note, columns, rows, groups=groups)
+
+
+def _privacy(entries: Sequence[Mapping[str, Any]] | None) -> str:
+    return privacy_sentence(None if entries is None else [TrainingPrivacy.from_dict(entry) for entry in entries])
 
 
 def _hash(value: Any, what: str) -> str:

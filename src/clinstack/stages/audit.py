@@ -13,6 +13,7 @@ writes is the same.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -95,6 +96,8 @@ def _section(name: AttackName, target: AuditTarget, recipe: AuditRecipe, run: Ru
 def _publish(files: TargetFiles, run: Run) -> None:
     """Put the verdict into the Stack's folder, and render its cards with it; ``stack.json`` stays as it is."""
     report = read_json(run.folder / REPORT)
-    summary = summary_of(report, sha256_file(run.folder / REPORT), run.record["created"][:10], str(run.folder))
+    # Relative, because the Stack may travel, and the way to it is this machine's business.
+    place = os.path.relpath(run.folder, files.stack_folder)
+    summary = summary_of(report, sha256_file(run.folder / REPORT), run.record["created"][:10], place)
     write_json(files.stack_folder / SUMMARY, summary)
     write_cards(files.stack_folder)
