@@ -126,6 +126,20 @@ def test_other_secrets_are_of_the_same_space(kind: str) -> None:
     assert space_size(kind) == canary.space > 10**6
 
 
+def test_validate_says_how_many_a_recipe_plants(
+    data: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from clinstack.cli_validate import validate_recipe
+
+    validate_recipe(notes_recipe(data, tiny_base, Path("x")), Console(width=200))
+    shown = capsys.readouterr().out
+    assert "canaries: 8 are planted in 36 training notes, 1 and 8 copies of each in turn; 8 controls are not" in shown
+    validate_recipe(notes_recipe(data, tiny_base, Path("x"), canaries=None), Console(width=200))
+    assert "canaries" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------- places
 
 
@@ -255,6 +269,14 @@ def test_the_tokens_on_disk_stay_free_of_canaries_and_stay_mapped(stack: Stack, 
     places = {place.where for found in planted.placings.values() for place in found}
     touched = [name in places for name in notes.index["note_id"].to_pylist()]
     assert len(laid_over) == int(changed.documents.count[touched].sum())
+
+
+def test_a_private_training_draws_its_rows_and_any_note_may_have_one(stack: Stack, data: Path, tiny_base: Path) -> None:
+    private = {"noise_multiplier": 1.0, "patients_per_step": 8}
+    recipe = notes_recipe(data, tiny_base, Path("x"), {"max_steps": 3}, privacy=private)
+    _, planted = plant_in_notes(stack, recipe, notes_of(stack, data))
+    assert not planted.keeps_length
+    assert {name: len(places) for name, places in planted.placings.items()} == wanted(planted)
 
 
 def test_a_row_that_is_shorter_than_a_canary_is_refused(stack: Stack, data: Path, tiny_base: Path) -> None:

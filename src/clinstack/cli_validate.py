@@ -25,6 +25,7 @@ from clinstack.tasks import Task
 
 if TYPE_CHECKING:
     from clinstack.model.support import Support
+    from clinstack.recipe.canaries import CanariesRecipe
     from clinstack.recipe.privacy import PrivacyRecipe
 
 
@@ -48,6 +49,8 @@ def validate_recipe(recipe: StageRecipe, console: Console) -> None:
         show_support(recipe, check_support(recipe, len(task.classes) if task else None), console)
         if recipe.privacy is not None:
             console.print(_privacy_line(recipe, recipe.privacy))
+        if isinstance(recipe, PretrainRecipe | InstructRecipe) and recipe.canaries is not None:
+            console.print(_canaries_line(recipe, recipe.canaries))
     if isinstance(recipe, InstructRecipe):
         from clinstack.model.base import load_tokenizer, locate_base
         from clinstack.tokens.prompts import Prompt
@@ -144,6 +147,17 @@ def _privacy_line(recipe: TrainingStageRecipe, privacy: PrivacyRecipe) -> str:
         f"private: {planned['steps']:,} steps of {privacy.patients_per_step} of {patients:,} training patients, noise "
         f"multiplier {planned['noise_multiplier']:.3g}: epsilon {planned['epsilon']:.3g} at delta "
         f"{planned['delta']:.2g} for each patient ({planned['accountant']})"
+    )
+
+
+def _canaries_line(recipe: PretrainRecipe | InstructRecipe, canaries: CanariesRecipe) -> str:
+    """Say how many canaries the training plants, and what that takes."""
+    *others, last = map(str, canaries.sorted_repetitions)
+    often = f"{', '.join(others)} and {last}" if others else last
+    unit = "training notes" if isinstance(recipe, PretrainRecipe) else "training answers"
+    return (
+        f"canaries: {canaries.count} are planted in {canaries.copies:,} {unit}, {often} copies of each"
+        f"{' in turn' if others else ''}; {canaries.count} controls are not planted"
     )
 
 
