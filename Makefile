@@ -1,5 +1,5 @@
 # clinstack: `make` alone lists the targets.
-#   make demo ARGS=--all-tasks       ARGS reaches demo, test and test-all
+#   make demo ARGS=--all-tasks       ARGS reaches demo, test, test-all, sbom and audit-dependencies
 #   make test PYTHON=python3.12      the Python that .venv is made with
 
 PYTHON ?= python3
@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format docs clean clean-all
+.PHONY: help demo test test-all lint format docs sbom audit-dependencies clean clean-all
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-19s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The demo needs no development tools; where they are installed already, that installation serves.
 demo: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.installed-demo) ## the two-step pipeline on the embedded model and a synthetic cohort
@@ -37,8 +37,14 @@ format: $(VENV)/.installed ## let ruff mend layout and imports
 docs: $(VENV)/.installed-docs ## the documentation, into site/
 	$(BIN)/mkdocs build --strict
 
+sbom: $(VENV)/.installed ## what clinstack needs to run and the models that come with it: sbom.cdx.json (CycloneDX)
+	$(BIN)/python scripts/sbom.py $(ARGS)
+
+audit-dependencies: $(VENV)/.installed ## known vulnerabilities of the pinned versions; asks pypi.org
+	@$(BIN)/python scripts/audit_dependencies.py $(ARGS)
+
 clean: ## remove build products, caches and runs/demo
-	rm -rf build dist site runs/demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site sbom.cdx.json runs/demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean ## the same, and .venv
