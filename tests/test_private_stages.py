@@ -349,3 +349,22 @@ def test_recipes_with_privacy_are_read_back(tmp_path: Path, tiny_base: Path, tin
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     changed = load_recipe(tmp_path / "recipe.yaml", ["privacy.noise_multiplier=null", "privacy.epsilon=3"])
     assert changed.privacy.epsilon == 3
+
+
+def test_validate_and_the_terminal_say_what_it_costs(runs: dict[str, Run], capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from clinstack.cli_figures import privacy_figures
+    from clinstack.cli_validate import validate_recipe
+
+    console = Console(width=300)
+    for run in runs.values():
+        record = read_json(run.folder / "run.json")["privacy"]
+        validate_recipe(run.recipe, console)
+        said = capsys.readouterr().out
+        assert "private: 10 steps of 10 of 42 training patients, noise multiplier 1: " in said
+        assert f"epsilon {record['epsilon']:.3g} at delta 0.016 for each patient" in said
+        shown = privacy_figures(run.record)
+        assert f"epsilon {record['epsilon']:.3g}" in shown["privacy of this training"]
+        assert shown["privacy of the stack"] == record["sentence"]
+    assert privacy_figures({}) == {}
