@@ -188,8 +188,8 @@ AGES = (
             rf"""{_AGE} (?i:
                 [ \-]?(?:years?|yrs?|yr\.)[ \-]?(?:old|of[ ]age)\b
                 | [ \-]?y[ ]?[/.]?[ ]?o\b
-                | [ ]?M\b(?=[ ,])
-                | [ ]?F\b(?=[ ,]{{1,2}}(?:with|w/|who|h/o|s/p|p/w|presents|admitted|hx|c/o|transferred|found)\b)
+                | [ ]?(?-i:M)\b(?=[ ,])
+                | [ ]?(?-i:F)\b(?=[ ,]{{1,2}}(?:with|w/|who|h/o|s/p|p/w|presents|admitted|hx|c/o|transferred|found)\b)
             )"""
         ),
         _is_exact,

@@ -52,6 +52,7 @@ _NAME = rf"""(?:
 )(?![A-Za-z])"""
 """``Smith, John A``, ``John A. van Smith``, ``J. A. Smith`` or ``Smith``."""
 _NAME_HERE = verbose(_NAME)
+_LONGEST_SHORT_FORM = 4
 _TITLE_HERE = verbose(r"(?:Dr|DR|Mr|Mrs|Ms|MR|MRS|MS)\.?[ ]")
 _SECOND_HERE = verbose(rf"(?:,[ ]{_NAME})?,?[ ](?:and|&)[ ](?P<found>{_NAME})")
 _PARTS = re.compile(r"[A-Za-z'/\-]{2,}")
@@ -88,7 +89,7 @@ _WITH = ending(r"(?:spoke|spoken|talked|discussed|reviewed|met|d/w)(?:[ ](?:by[ 
 _BY = ending(
     either(
         """signed, dictated, transcribed, interpreted, read, reviewed, approved, entered, written, attested, cosigned,
-        verified, performed, completed, prepared, reported, ordered, seen, evaluated, followed, referred, accompanied,
+        verified, performed, completed, prepared, reported, ordered, seen, evaluated, referred, accompanied,
         brought in"""
     ).join(("(?:", r")[ ](?:electronically[ ])?by[ ]"))
 )
@@ -128,6 +129,8 @@ class CuedNames:
             length = name_length(name.group()) if name else 0
             if name is None or not length:
                 continue
+            if cue["apposition"] is not None and length <= _LONGEST_SHORT_FORM and name.group()[:length].isupper():
+                continue  # "mother (CAD, MI)"
             yield Identifier(name.start(), name.start() + length, "name", NAME)
             second = _SECOND_HERE.match(text, name.end()) if cue["word"] in ("Drs", "Doctors") else None
             if second is not None and is_name(second["found"]):
@@ -142,7 +145,7 @@ class CuedNames:
     def _announces(text: str, cue: re.Match[str]) -> bool:
         word = cue["word"].lower()
         if cue["label"] is not None:
-            return word in _LABELS
+            return word in _LABELS and cue["word"] != "CC"  # the chief complaint, where cc: are copies
         if word in ("by", "with", "w"):
             expression = _BY if word == "by" else _WITH
             return expression.search(text, max(0, cue.end() - REACH), cue.end()) is not None

@@ -127,9 +127,9 @@ _DIGITS = verbose(r"[0-9](?<!\d.)(?:[ .\-()/]{0,2}\d){3}")
 _PHONE_VALUE = verbose(rf"[+(]{{0,2}}\d(?:[ .\-()/]{{0,2}}\d){{3,15}}(?!\w){_EXTENSION}")
 _ID_VALUE = verbose(r"[A-Za-z0-9](?:[\-./]?[A-Za-z0-9]){3,24}(?!\w)")
 _SOCIAL_SECURITY = verbose(r"(?P<area>\d{3})[ \-]?(?P<group>\d{2})[ \-]?(?P<serial>\d{4})(?!\w|-\d)")
-_DATE = verbose(
+_NO_NUMBER = verbose(
     r"""\d{1,2}([/.])\d{1,2}\1\d{2,4} | \d{1,2}-\d{1,2}-(?:19|20|21)\d\d
-    | (?:19|20|21)\d\d(?:([/\-.])\d{1,2}\2\d{1,2})?"""
+    | (?:19|20|21)\d\d(?:([/\-.])\d{1,2}\2\d{1,2})? | \d{1,4}\.\d{1,3} | \d{1,3}/\d{1,3}"""
 )
 
 
@@ -150,7 +150,7 @@ class LabelledNumbers:
             kind = next(name for name in _LABELS if label[name] is not None)
             expression = {"ssn": _SOCIAL_SECURITY, "phone": _PHONE_VALUE, "fax": _PHONE_VALUE}.get(kind, _ID_VALUE)
             value = expression.match(text, label.start("prefix"))
-            if value is None or _digits(value.group()) < 4 or _DATE.fullmatch(value.group()):
+            if value is None or _digits(value.group()) < 4 or _NO_NUMBER.fullmatch(value.group()):
                 continue
             if _is_social_security(value) if kind == "ssn" else _is_no_measure(value):
                 yield Identifier(value.start(), value.end(), kind, NAME)
@@ -175,7 +175,7 @@ UNLABELLED = (
         "vehicle",
         verbose(r"[A-Z0-9](?<!\w.)[A-Z0-9]{1,3}[ \-]?[A-Z0-9]{2,4}(?!\w)"),
         lambda match: any(letter.isdigit() for letter in match.group()),
-        ending(r"(?:license|licence|number)?[ ]?plates?[ ]?(?:no\.?|number|\#)?[ ]?:?[ ]{0,2}"),
+        ending(r"(?:license|licence|number)[ ]plates?[ ]?:?[ ]{0,2}|plates?[ ]?(?:no\.?|number|\#|:)[ ]?:?[ ]{0,2}"),
         ("late", "LATE"),
     ),
     # The address of a network card

@@ -36,19 +36,22 @@ _NO_STREET = re.compile(
     re.IGNORECASE,
 )
 _GENERIC_WORDS = """
-    a acute admission adult aids all allergy an and another any area arrival at back behavioral brief burn cancer
-    cardiac cardiology care center children's childrens chronic clinic community coumadin county course current day
-    dental dermatology diabetes dialysis discharge during ed emergency endocrine ent er eye family fellow first
-    follow followup for from general geriatric gi group gyn he health healthcare heart hematology her his home
-    hospice hospital hospitalist house icu in inpatient internal is last liver local long long-term main medical
-    medicine memory mental methadone micu my nephrology neurology neurosurgery new no nursing ob of old on oncology
-    or orthopedic orthopedics other our outpatient outside pain patient per physical plastic podiatry post previous
-    primary prior private psych psychiatric psychiatry pt pulmonary rehab rehabilitation renal respiratory
-    rheumatology same screening second service services she short short-term sicu skilled sleep social specialty
-    spine state surgery surgical synthetic that the their this to transplant trauma unit university urgent urology
-    va vascular via visiting walk-in wound your
+    a acute admission admitting adult aids all allergy an and another anticoagulation any area arrival arthritis
+    asthma at back behavioral breast brief burn cancer cardiac cardiology care center children's childrens chronic
+    clinic college community comprehensive coumadin county course current day dental dermatology diabetes dialysis
+    discharge disease during ed emergency endocrine ent epilepsy er eye failure family fellow first follow followup
+    foot for fracture free from general geriatric gi group gyn hand he headache health healthcare heart hematology
+    hepatitis her his hiv home homeless hospice hospital hospitalist house hypertension icu in infectious inpatient
+    internal is last lipid liver local long long-term loss main management medical medicine memory men's mental
+    methadone metropolitan micu military my naval nearby nephrology neurology neurosurgery new no nursing ob of old
+    on oncology or orthopedic orthopedics other our outpatient outside pain patient per physical plastic podiatry
+    post previous primary prior private psych psychiatric psychiatry pt pulmonary receiving referring regional rehab
+    rehabilitation renal research respiratory rheumatology same screening second service services she short
+    short-term sicu skilled sleep social specialty spine state stroke suburban surgery surgical synthetic teaching
+    tertiary that the their this to transferring transplant trauma travel tumor unit university urgent urology va
+    vascular via visiting voiding walk-in weight wellness women's wound your
 """
-_GENERIC = frozenset(_GENERIC_WORDS.split())
+_GENERIC = frozenset(_GENERIC_WORDS.split()) | {"history", "course"}
 """What an institution is called without being named: "Primary Care Clinic", "Outside Hospital"."""
 _INSTITUTION = either(
     r"""Hospital, Hosp\b, HOSPITAL, Medical Cent(?:er|re), MEDICAL CENTER, Med(?:ical)? Ctr\b, Infirmary, Sanatorium,
@@ -73,7 +76,7 @@ PLACES = (
     Pattern(
         "address",
         verbose(
-            rf"""[0-9](?<![\w.,/\-\#].)\d{{0,4}}[A-Z]?,?[ ](?P<street>(?:[NSEW]\.?[ ]|(?:North|South|East|West)[ ])?
+            rf"""[0-9](?<![\w.,:/\-\#].)\d{{0,4}}[A-Z]?,?[ ](?P<street>(?:[NSEW]\.?[ ]|(?:North|South|East|West)[ ])?
             (?:[A-Z][A-Za-z.'\-]{{1,20}}[ ]|\d{{1,3}}(?:st|nd|rd|th)[ ]){{1,3}}) (?:{_STREET})\b\.? {_UNIT}{_TAIL}"""
         ),
         _is_street,
@@ -81,7 +84,7 @@ PLACES = (
     Pattern(
         "address",
         verbose(
-            r"""[0-9](?<![\w.,/\-\#].)\d{0,4}[ ](?P<street>(?:[a-z][a-z.'\-]{2,20}[ ]){1,2})
+            r"""[0-9](?<![\w.,:/\-\#].)\d{0,4}[ ](?P<street>(?:[a-z][a-z.'\-]{2,20}[ ]){1,2})
             (?:street|avenue|ave|road|rd|lane|drive|boulevard|blvd|court|terrace|circle)\b\.?"""
         ),
         _is_street,
