@@ -2,11 +2,13 @@
 
 ::
 
-    notes     ......[ prefix_tokens | up to 50 tokens ]......     one place of one note of each patient first,
-                                                                  then further notes and places
+    notes     [ begin token, prefix_tokens | up to 50 tokens ]...     every second one at the note's beginning,
+              ......[ prefix_tokens | up to 50 tokens ]..........     the others somewhere in it
     answers   [ whole prompt | first 50 tokens of the answer ]
 
-Members and non-members are drawn alike: patients first, because patients are what an interval counts.
+Members and non-members are drawn alike: one note of each patient first, because patients are what an interval counts.
+A note's beginning is read as it was in training, so that even a model which remembers a text only from its first token
+on is caught; what stands deeper in a note is asked for with less than was read before it in training.
 """
 
 from __future__ import annotations
@@ -77,12 +79,12 @@ def _ask_notes(target: AuditTarget, side: Side, settings: ExtractionRecipe) -> A
     documents = notes.documents.between((), ())
     asked = Asked([], [], [], [], len(notes) - len(eligible))
     seen: set[tuple[int, int]] = set()
-    for _ in range(_PLACES):
-        for note in eligible[order].tolist():
+    for turn in range(_PLACES):
+        for number, note in enumerate(eligible[order].tolist()):
             if len(asked) == settings.prompts:
                 return asked
             more = max(least, LONG) if counts[note] >= prefix + LONG else least
-            start = int(random.integers(int(counts[note]) - prefix - more + 1))
+            start = int(random.integers(int(counts[note]) - prefix - more + 1)) if (number + turn) % 2 else 0
             if (note, start) in seen:
                 continue
             seen.add((note, start))
