@@ -112,7 +112,7 @@ def test_a_reference_that_knows_the_same_kind_of_notes(
     caught: Any, saved_stack: Callable[..., Path], notes: Path, tmp_path: Path
 ) -> None:
     # One that learned such notes from the other patients: against it members stand out more than against the base.
-    against = audited(saved_stack(150), tmp_path, notes=str(notes), reference=str(saved_stack(50, "test")))
+    against = audited(saved_stack(150), tmp_path, notes=str(notes), reference=str(saved_stack(30, "test")))
     area = against["attacks"]["reference"]["auroc"]["value"]
     assert area > caught[0]["attacks"]["reference"]["auroc"]["value"]
     assert not [remark for remark in against["remarks"] if "its adapters off" in remark]
