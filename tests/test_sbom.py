@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -121,3 +122,18 @@ def test_an_audit_that_can_ask_nobody_says_so(tmp_path: Path, is_offline: bool) 
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert "Run it where there is a network" in done.stderr
+
+
+def test_requirements_with_the_hash_of_every_wheel(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("some_package-1.0-py3-none-any.whl", "some_package-1.0-cp311-cp311-linux_x86_64.whl"):
+        (wheels / name).write_text(name)
+    command = [sys.executable, str(ROOT / "scripts" / "hashed_requirements.py"), str(wheels)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(wheels.iterdir())]
+    assert done.stdout == f"some-package==1.0 --hash=sha256:{digests[0]} --hash=sha256:{digests[1]}\n"
+    (wheels / "other.tar.gz").write_text("x")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "other.tar.gz is no wheel" in done.stderr
