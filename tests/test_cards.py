@@ -282,15 +282,18 @@ def test_groups_and_their_gaps(make: Make) -> None:
             "patients": 400,
             "auroc": figure(0.7, 0.6, 0.8),
             "gaps": {"auroc": {**figure(-0.15, -0.25, -0.05), "holds": True}},
+            "predicted_minus_observed": figure(0.04, 0.01, 0.07),
         },
+        {"attribute": "sex", "group": "M", "patients": 20, "predicted_minus_observed": figure(0.01, -0.02, 0.05)},
         {"attribute": "insurance", "group": "Private", "patients": "hidden", "auroc": figure(0.8, 0.7, 0.9)},
         {"attribute": "insurance", "group": "Self Pay", "patients": "<10", "why": "fewer than 10 patients"},
     ]
     folder = make(data=MIMIC, metrics=classifier_metrics(subgroups={"groups": groups}))
     write_cards(folder)
     text = text_of(folder)
-    assert "| sex | F | 400 | 0.700 (0.600 to 0.800) | -0.150 (-0.250 to -0.050) \\* |" in text
-    assert "| insurance | Private | hidden | 0.800 (0.700 to 0.900) | unknown |" in text
+    assert "| sex | F | 400 | 0.700 (0.600 to 0.800) | -0.150 (-0.250 to -0.050) \\* | 0.040 (0.010 to 0.070) |" in text
+    assert "| sex | M | 20 | unknown | unknown | 0.010 (-0.020 to 0.050) |" in text
+    assert "| insurance | Private | hidden | 0.800 (0.700 to 0.900) | unknown | unknown |" in text
     assert "Self Pay" not in text
     assert "1 more groups are too small" in text
     fairness = read_json(folder / "chai.json")["AppliedModelCard"]["KeyMetrics"]["FairnessEquity"]

@@ -221,7 +221,11 @@ def _groups(facts: StackFacts) -> list[dict[str, str]]:
     return [
         _result(f"{what}, {group.attribute}: {group.name} ({_patients(group.patients)} patients)", figure)
         for group in (found[0] if found else [])
-        for what, figure in (("AUROC", group.auroc), ("gap of AUROC to all others", group.gap))
+        for what, figure in (
+            ("AUROC", group.auroc),
+            ("gap of AUROC to all others", group.gap),
+            ("predicted minus observed", group.excess),
+        )
         if figure is not None
     ]
 

@@ -176,7 +176,9 @@ class Group:
     patients : int or str
         ``hidden`` where another count could be worked out from it.
     auroc, gap : Figure or None
-        The gap is to everybody else whose group is recorded.
+        The gap is to everybody else whose group is recorded; None where too few carry a class, or do not.
+    excess : Figure or None
+        The mean of what is predicted minus the mean of what happened; above 0 the model expects too much.
     holds : bool
         Whether the gap stands after correction for all gaps.
     """
@@ -186,6 +188,7 @@ class Group:
     patients: int | str
     auroc: Figure | None
     gap: Figure | None
+    excess: Figure | None
     holds: bool
 
 
@@ -201,12 +204,13 @@ def groups_of(metrics: Mapping[str, Any]) -> tuple[list[Group], int] | None:
     for entry in entries:
         patients = entry.get("patients")
         shown = patients == "hidden" or (isinstance(patients, int) and patients >= SMALLEST)
-        if not shown or not ("auroc" in entry or entry.get("gaps")):
+        if not shown:
             continue
         auroc = next(_figure(entry, "auroc", "AUROC", "roc_auc"), None)
         gap = next(_figure(entry.get("gaps") or {}, "auroc", "gap of AUROC", "roc_auc"), None)
+        excess = next(_figure(entry, "predicted_minus_observed", "predicted minus observed", "bias"), None)
         holds = bool(((entry.get("gaps") or {}).get("auroc") or {}).get("holds"))
-        found.append(Group(str(entry["attribute"]), str(entry["group"]), patients, auroc, gap, holds))
+        found.append(Group(str(entry["attribute"]), str(entry["group"]), patients, auroc, gap, excess, holds))
     return found, len(entries) - len(found)
 
 

@@ -14,6 +14,7 @@ from clinstack.model.cards.facts import AUDIT_FILE, StackFacts
 from clinstack.model.cards.figures import (
     SMALLEST,
     Figure,
+    Group,
     figures_of,
     groups_of,
     hides_decisions,
@@ -28,7 +29,6 @@ from clinstack.model.cards.tripod_llm import Checklist
 from clinstack.model.data_lineage import DataSource
 from clinstack.notes.sheet.small_cells import hide_small_cells
 
-_SHOWN_GROUPS = 60
 _FITS = ("none", "temperature", "isotonic")
 _CALIBRATION = {"ece": "ECE", "slope": "slope", "intercept": "intercept", "brier": "Brier score"}
 
@@ -320,22 +320,36 @@ def groups_section(facts: StackFacts) -> str:
     )
     if not groups:
         return "## Groups of patients\n\n" + (hidden.strip() if left_out else "No table says which groups there are.")
+    columns = [
+        ("AUROC (95 % interval)", [group.auroc for group in groups]),
+        ("gap to all others (95 % interval)", [group.gap for group in groups]),
+        ("predicted minus observed (95 % interval)", [group.excess for group in groups]),
+    ]
+    known = [(name, figures) for name, figures in columns if any(figure is not None for figure in figures)]
     rows = [
         (
             group.attribute.replace("_", " "),
             group.name,
             shown_count(group.patients) if isinstance(group.patients, int) else group.patients,
-            "unknown" if group.auroc is None else group.auroc.text,
-            "unknown" if group.gap is None else group.gap.text + (" \\*" if group.holds else ""),
+            *(_group_figure(figures[place], group) for _, figures in known),
         )
-        for group in groups[:_SHOWN_GROUPS]
+        for place, group in enumerate(groups)
     ]
-    return (
-        "## Groups of patients\n\n"
-        + table(("attribute", "group", "patients", "AUROC (95 % interval)", "gap to all others (95 % interval)"), rows)
-        + "\n\n\\* stands after correction for all gaps that were measured. One that does not is no proof of equality."
-        + (hidden if left_out else "")
+    said = "\\* stands after correction for all gaps that were measured. One that does not is no proof of equality."
+    few = f" Unknown: fewer than {SMALLEST} patients of a class in the group."
+    return "\n\n".join(
+        [
+            "## Groups of patients",
+            table(("attribute", "group", "patients", *(name for name, _ in known)), rows),
+            said + (few if any("unknown" in row for row in rows) else "") + (hidden if left_out else ""),
+        ]
     )
+
+
+def _group_figure(figure: Figure | None, group: Group) -> str:
+    if figure is None:
+        return "unknown"
+    return figure.text + (" \\*" if figure is group.gap and group.holds else "")
 
 
 def privacy_section(facts: StackFacts) -> str:

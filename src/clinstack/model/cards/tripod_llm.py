@@ -124,6 +124,13 @@ def _answer(facts: StackFacts, item: Item) -> Answer:
 _OPEN = {
     "2": "A person writes the abstract.",
     "3a": "A person says why it was made, for which use in health care, and what there was before.",
+    "5c": "A person gives the dates; those of de-identified notes are moved, and clinstack does not read them.",
+    "7e": "A person says what it was compared with; `clinstack report` has differences between Runs.",
+    "14a": "A person names the funding.",
+    "14b": "A person declares conflicts of interest.",
+    "14e": "A person says how the data can be had.",
+    "16c": "A person compares them; README.md has groups of patients by split where a data sheet does.",
+    "19c": "A person describes them.",
     "7b": "A person says what the measures mean in use; nothing of it was measured.",
     "14c": "A person names the protocol, or says that there is none.",
     "14d": "A person names the registration, or says that there is none.",
@@ -213,8 +220,8 @@ def _unbalanced(facts: StackFacts) -> Answer | None:
 
 
 def _named(facts: StackFacts) -> Answer:
-    text = f"{facts.label}, stack.json {facts.fingerprint}, on the base {facts.base}, fingerprint "
-    text += str(facts.record["base"]["fingerprint"])
+    base = str(facts.record["base"]["fingerprint"])
+    text = f"{facts.label}, stack.json {facts.fingerprint[:19]}, on the base {facts.base}, fingerprint {base[:19]}"
     if facts.run.get("finished"):
         return Answer(
             "answered", f"{text}. Last trained {str(facts.run['finished'])[:10]}.", ("stack.json", "run.json")
