@@ -202,7 +202,7 @@ def test_a_training_that_ended_early_is_named(tiny_base: Path, notes: Path, tmp_
         )
         pretrain(recipe)
         section = audited(tmp_path / f"run-{steps}", tmp_path / "audit", max_notes=20, neighbours=0)
-        said = [remark for remark in section["remarks"] if "ended within its first epoch" in remark]
+        said = [remark for remark in section["remarks"] if "ended no later than its first epoch" in remark]
         assert bool(said) is expected
         if expected:
             assert "(max_steps 1), after about" in said[0]

@@ -179,16 +179,16 @@ def _training_remarks(target: AuditTarget) -> list[str]:
     last = metrics.get("validation", [{}])[-1]
     if settings.max_steps is None or last.get("epoch") != 1 or last.get("step") != settings.max_steps:
         return []
-    share = ""
     positions = metrics.get("tokens", {}).get("train", {}).get("positions")
+    when = f"no later than its first epoch (max_steps {settings.max_steps})"
     if isinstance(training, PretrainRecipe) and positions:
         read = settings.max_steps * settings.batch_size * settings.accumulate * training.context
         if read >= positions:
             return []
-        share = f", after about {read / positions:.0%} of the training patients' tokens"
+        when += f", after about {read / positions:.0%} of the training patients' tokens"
     return [
-        f"The training ended within its first epoch (max_steps {settings.max_steps}){share}: members that were drawn "
-        "here but never read count as members all the same, so that the figures understate what is known of the others."
+        f"The training ended {when}: members that were drawn here and never read count as members all the same, so "
+        "that the figures understate what is known of those that were."
     ]
 
 
