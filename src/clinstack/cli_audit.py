@@ -86,8 +86,9 @@ def show_audit(run: Run, as_json: bool) -> None:
 
 def findings_table(findings: list[dict[str, Any]]) -> Table:
     """Return the findings as a table for the terminal."""
-    table = Table()
-    table.add_column("finding", overflow="fold")
+    from clinstack.report.audit_tables import finding_name
+
+    table = Table("finding")
     for name in ("value", "95 % interval", "threshold", "verdict"):
         table.add_column(name, no_wrap=True)
     for item in findings:
@@ -95,5 +96,7 @@ def findings_table(findings: list[dict[str, Any]]) -> Table:
         between = "" if ends is None or None in ends else f"{ends[0]:.3g} to {ends[1]:.3g}"
         value = "unknown" if item["value"] is None else f"{item['value']:.3g}"
         color = _COLORS[item["verdict"]]
-        table.add_row(item["name"], value, between, f"{item['threshold']:g}", f"[{color}]{item['verdict']}[/]")
+        table.add_row(
+            finding_name(item["name"]), value, between, f"{item['threshold']:g}", f"[{color}]{item['verdict']}[/]"
+        )
     return table
