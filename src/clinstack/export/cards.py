@@ -9,9 +9,10 @@ from typing import Any
 
 from clinstack.export.source import Source
 from clinstack.files import write_json, write_text
-from clinstack.model.cards import readme as sections
+from clinstack.model.cards import measured
 from clinstack.model.cards.facts import AUDIT_FILE, StackFacts, gather
 from clinstack.model.cards.hub import metadata
+from clinstack.model.cards.readme import licences_section
 from clinstack.model.cards.sentences import audited
 from clinstack.model.cards.tripod_llm import checklist
 from clinstack.model.cards.tripod_page import tripod_page
@@ -44,9 +45,9 @@ def front_matter(kind: str, known: Sequence[StackFacts]) -> str:
 
 def card_sections(known: Mapping[str, StackFacts]) -> list[str]:
     """Return licences, results, groups and privacy; of several stacks each under its name."""
-    parts = [sections.licences_section(next(iter(known.values())))]
+    parts = [licences_section(next(iter(known.values())))]
     for name, facts in known.items():
-        for part in (sections.results_section(facts), sections.groups_section(facts), sections.privacy_section(facts)):
+        for part in (measured.results_section(facts), measured.groups_section(facts), measured.privacy_section(facts)):
             title, rest = part.split("\n", 1)
             parts.append(part if len(known) == 1 else f"{title}, {name}\n{rest}")
     return parts

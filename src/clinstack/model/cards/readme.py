@@ -5,32 +5,19 @@ Each section is a function of its own, for the README of an export has some of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-
 from clinstack.model.base import EMBEDDED_FOLDERS
 from clinstack.model.card import asking, opening
 from clinstack.model.cards import sentences
-from clinstack.model.cards.facts import AUDIT_FILE, StackFacts
-from clinstack.model.cards.figures import (
-    SMALLEST,
-    Figure,
-    Group,
-    figures_of,
-    groups_of,
-    hides_decisions,
-    patients_of,
-    shown_count,
-    written,
-)
+from clinstack.model.cards.facts import StackFacts
+from clinstack.model.cards.figures import SMALLEST
 from clinstack.model.cards.hub import metadata
+from clinstack.model.cards.markdown import bullets, count, python, table
+from clinstack.model.cards.measured import groups_section, privacy_section, results_section, training_section
 from clinstack.model.cards.sentences import METHODS, NOT_A_DEVICE, OPEN, SOURCES
-from clinstack.model.cards.training import label_rows, training_rows
+from clinstack.model.cards.training import label_rows
 from clinstack.model.cards.tripod_llm import Checklist
 from clinstack.model.data_lineage import DataSource
 from clinstack.notes.sheet.small_cells import hide_small_cells
-
-_FITS = ("none", "temperature", "isotonic")
-_CALIBRATION = {"ece": "ECE", "slope": "slope", "intercept": "intercept", "brier": "Brier score"}
 
 
 def stack_readme(facts: StackFacts, checklist: Checklist) -> str:
@@ -120,7 +107,7 @@ def opening_section(facts: StackFacts) -> str:
     parts = [
         "## Opening it",
         "With clinstack, in this folder; it verifies every hash and the output that was recorded when it was saved:",
-        _python(
+        python(
             [
                 "from pathlib import Path",
                 "from clinstack.model.stack import Stack",
@@ -130,7 +117,7 @@ def opening_section(facts: StackFacts) -> str:
         ),
     ]
     if "clinstack.model.stack" not in "\n".join(code):
-        parts += [f"{how}, in this folder:", _python(code)]
+        parts += [f"{how}, in this folder:", python(code)]
     else:
         parts.append(how.removesuffix("With clinstack").strip())
     if facts.prompt is not None:
@@ -156,9 +143,9 @@ def use_section(facts: StackFacts) -> str:
             f"{facts.answers.get('patient_population') or sentences.population(facts)}.",
             NOT_A_DEVICE,
             "### Not for",
-            _bullets(sentences.out_of_scope(facts)),
+            bullets(sentences.out_of_scope(facts)),
             "### Limits",
-            _bullets(sentences.limits(facts)),
+            bullets(sentences.limits(facts)),
         ]
     )
 
@@ -200,7 +187,7 @@ def data_section(facts: StackFacts) -> str:
         parts.append(
             table(
                 ("split", *names, "examples"),
-                [(split, *(_cell(cell) for cell in row)) for split, row in zip(labels, shown, strict=True)],
+                [(split, *(count(cell) for cell in row)) for split, row in zip(labels, shown, strict=True)],
             )
         )
     if cohort is not None and (cohort.age or cohort.categories):
@@ -244,137 +231,6 @@ def licences_section(facts: StackFacts) -> str:
     )
 
 
-def training_section(facts: StackFacts) -> str:
-    """Return the recipe's numbers, time and machine."""
-    rows = training_rows(facts)
-    body = table(("setting", "value"), rows) if rows else "Unknown: `run.json` is not beside the stack."
-    return f"## Training\n\n{sentences.trained_how(facts)}\n\n{body}"
-
-
-def results_section(facts: StackFacts) -> str:
-    """Return the figures of the test patients with their intervals."""
-    found = figures_of(facts.metrics)
-    if not found:
-        few = patients_of(facts.metrics)
-        why = (
-            f"Measured on fewer than {SMALLEST} patients: not shown."
-            if few is not None and few < SMALLEST
-            else "Unknown: nothing is recorded of held-out patients."
-        )
-        return f"## Results\n\n{why}"
-    test = facts.metrics["test"]
-    count = test.get("rows", test.get("notes", test.get("examples", test.get("pairs"))))
-    unit = "notes" if "rows" in test or "notes" in test else "examples" if "examples" in test else "pairs"
-    of = f"{shown_count(count)} {unit} of {shown_count(patients_of(facts.metrics))} test patients"
-    said = sentences.synthetic_warning(facts) if facts.synthetic else None
-    fits = {figure.key: figure for figure in found if figure.key.split(".")[0] in _FITS}
-    hidden = None
-    if hides_decisions(facts.metrics):
-        hidden = (
-            f"Recall, precision, specificity and F1 are not shown: fewer than {SMALLEST} patients of one kind could be "
-            "worked out from them."
-        )
-    return "\n\n".join(
-        part
-        for part in (
-            "## Results",
-            f"On {of}, whom no training and no choice has seen. Intervals: 95 %, over patients.",
-            said,
-            table(
-                ("figure", "value", "95 % interval"),
-                [
-                    (figure.name, written(figure.value), "unknown" if figure.interval is None else figure.between)
-                    for figure in found
-                    if figure.key not in fits
-                ],
-            ),
-            hidden,
-            _calibration(fits),
-        )
-        if part
-    )
-
-
-def _calibration(fits: Mapping[str, Figure]) -> str | None:
-    rows = [
-        (
-            "not calibrated" if method == "none" else method,
-            *(fits[f"{method}.{key}"].text if f"{method}.{key}" in fits else "unknown" for key in _CALIBRATION),
-        )
-        for method in dict.fromkeys(key.split(".")[0] for key in fits)
-    ]
-    if not rows:
-        return None
-    said = "Calibration: a slope of 1 and an intercept of 0 are ideal; the fits are of validation patients."
-    return said + "\n\n" + table(("probabilities", *_CALIBRATION.values()), rows)
-
-
-def groups_section(facts: StackFacts) -> str:
-    """Return the figures by groups of patients, and the gaps between them."""
-    found = groups_of(facts.metrics)
-    if found is None:
-        return "## Groups of patients\n\nNot measured: differences between groups are unknown."
-    groups, left_out = found
-    hidden = (
-        f" {left_out} more groups are too small to be shown (fewer than {SMALLEST} patients, or too few of a class)."
-    )
-    if not groups:
-        return "## Groups of patients\n\n" + (hidden.strip() if left_out else "No table says which groups there are.")
-    columns = [
-        ("AUROC (95 % interval)", [group.auroc for group in groups]),
-        ("gap to all others (95 % interval)", [group.gap for group in groups]),
-        ("predicted minus observed (95 % interval)", [group.excess for group in groups]),
-    ]
-    known = [(name, figures) for name, figures in columns if any(figure is not None for figure in figures)]
-    rows = [
-        (
-            group.attribute.replace("_", " "),
-            group.name,
-            shown_count(group.patients) if isinstance(group.patients, int) else group.patients,
-            *(_group_figure(figures[place], group) for _, figures in known),
-        )
-        for place, group in enumerate(groups)
-    ]
-    said = "\\* stands after correction for all gaps that were measured. One that does not is no proof of equality."
-    few = f" Unknown: fewer than {SMALLEST} patients of a class in the group."
-    return "\n\n".join(
-        [
-            "## Groups of patients",
-            table(("attribute", "group", "patients", *(name for name, _ in known)), rows),
-            said + (few if any("unknown" in row for row in rows) else "") + (hidden if left_out else ""),
-        ]
-    )
-
-
-def _group_figure(figure: Figure | None, group: Group) -> str:
-    if figure is None:
-        return "unknown"
-    return figure.text + (" \\*" if figure is group.gap and group.holds else "")
-
-
-def privacy_section(facts: StackFacts) -> str:
-    """Return what is known of differential privacy, canaries and the audit."""
-    audit = sentences.audited(facts)
-    private, *costs = sentences.private_training(facts)
-    return "\n\n".join(
-        [
-            "## Privacy",
-            table(
-                ("question", "answer"),
-                [
-                    ("differential privacy", private),
-                    *(("", cost) for cost in costs),
-                    ("canaries", sentences.planted(facts)),
-                    ("audit", audit.sentence),
-                ],
-            ),
-            f"The audit's summary is `{AUDIT_FILE}` beside this file."
-            if audit.verdict not in ("not audited",)
-            else "No attack was tried on it. That says nothing about what an attack would find.",
-        ]
-    )
-
-
 def _environment(facts: StackFacts) -> str:
     took = sentences.compute(facts)
     measured = f"{took}, as measured." if took else "Unknown."
@@ -400,28 +256,6 @@ def contact_section(facts: StackFacts) -> str:
         ("who", "name or address"),
         [(key, facts.answers.get(key) or f"{OPEN} (`{key}` in card.yaml)") for key in ("owner", "contact")],
     )
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
-
-
-def _cell(cell: int | str) -> str:
-    return f"{cell:,}" if isinstance(cell, int) else cell
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line if line.endswith('.') else line + '.'}" for line in lines)
-
-
-def _python(code: Sequence[str]) -> str:
-    return "```python\n" + "\n".join(code) + "\n```"
 
 
 def _short(value: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from clinstack.model.cards.readme import table
+from clinstack.model.cards.markdown import table
+from clinstack.model.cards.tripod_answers import Answer
 from clinstack.model.cards.tripod_items import NUMBERING, REFERENCE
-from clinstack.model.cards.tripod_llm import Answer, Checklist
+from clinstack.model.cards.tripod_llm import Checklist
 
 
 def tripod_page(checklist: Checklist) -> str:
