@@ -51,7 +51,8 @@ def _of_recipe(name: str, recipe: StageRecipe) -> Iterator[Finding]:
         resolved = resolve(recipe)
         cells = [one.cell for one in grid_cells(resolved)] if resolved.is_grid else study_cells(resolved)
         for cell in cells:
-            yield from _of_recipe(name, cell.recipe)
+            # An adapter that is not there yet is made by another cell.
+            yield from (one for one in _of_recipe(name, cell.recipe) if not one.what.startswith("adapters."))
         return
     if isinstance(recipe, TrainingStageRecipe):
         yield from _of_training(name, recipe)
@@ -74,7 +75,7 @@ def _of_recipe(name: str, recipe: StageRecipe) -> Iterator[Finding]:
 def _of_training(name: str, recipe: TrainingStageRecipe) -> Iterator[Finding]:
     yield from _base(name, "base", recipe.base)
     for index, adapter in enumerate(recipe.adapters):
-        # A study makes some of them itself, so one that is not there yet breaks nothing that a network would mend.
+        # What is not there yet may still be trained: it breaks nothing that a network would mend.
         if adapter.path is not None and not Path(adapter.path).exists():
             yield Finding(
                 name, f"adapters.{index}.path: {adapter.path} is not here", "note", "Train it first, or copy it here."
