@@ -15,6 +15,8 @@ from clinstack.report.tables.cells import interval, number
 CHANCE_EXPOSURE = 1.44
 """Bits of exposure of what nobody planted: the mean of minus log2 of a uniform rank, 1 / ln 2."""
 _THRESHOLD = "#a61b1b"
+_HIGH = 0.75
+"""An AUROC from which on curves leave the diagonal, and pass through the corner above it."""
 
 
 def membership_name(attack: str) -> str:
@@ -65,7 +67,8 @@ def roc_figure(folder: Path, report: Mapping[str, Any], caveat: str) -> Drawing 
         axes.set_ylabel("True positive rate (training)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-        legend(axes, "Attack and AUROC", "upper left")
+        highest = max(attack["auroc"]["value"] for attack in section["attacks"].values())
+        legend(axes, "Attack and AUROC", "lower right" if highest > _HIGH else "upper left")
         caption = (
             "ROC curves of the membership attacks, both axes logarithmic. On the gray line an attack guesses. The "
             f"dotted line is a false positive rate of 1 %. {members:,} against {others:,}; where nobody is called a "

@@ -100,7 +100,10 @@ def membership_sentences(section: Mapping[str, Any]) -> list[str]:
 def canaries_table(section: Mapping[str, Any]) -> Table:
     """Return mean exposure by how often canaries were planted."""
     groups = [("Controls, never", section["controls"], section["of_controls"])]
-    groups += [(f"{one['repetitions']} times", one["canaries"], one) for one in section["by_repetition"]]
+    groups += [
+        ("Once" if one["repetitions"] == 1 else f"{one['repetitions']} times", one["canaries"], one)
+        for one in section["by_repetition"]
+    ]
     keys = ("exposure", "bound", "base_exposure")
     rows = [(name, [count(number), *(figure(one[key], 2) for key in keys)]) for name, number, one in groups]
     note = (
