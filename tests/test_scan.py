@@ -137,6 +137,10 @@ def test_tokens_and_hidden_folders_are_no_texts(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"text": ["x"]}), tmp_path / name)
     assert find_tables([tmp_path]) == [tmp_path / "notes" / "a.parquet"]
+    (tmp_path / "DATASHEET.md").write_text("Written on 2025-11-28", encoding="utf-8")
+    assert tmp_path / "DATASHEET.md" in find_tables([tmp_path])
+    (tmp_path / "prepare.json").write_text("{}", encoding="utf-8")
+    assert find_tables([tmp_path]) == [tmp_path / "notes" / "a.parquet"]
 
 
 @pytest.fixture(scope="module")

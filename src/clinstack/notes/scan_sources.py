@@ -26,6 +26,8 @@ _PLAIN = (".txt", ".md")
 _SUFFIXES = (".parquet", *_COMMAS, *_LINES, *_PLAIN)
 _HIDDEN = ("tokens", "features", "checkpoints", "stack")
 """Folders of Notes and Runs that hold no text of their own."""
+_OURS = ("prepare.json", "run.json", "cohort.json")
+"""A folder with one of these has its texts in tables; the sheets beside them are about the data."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ def find_tables(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
+            suffixes = [suffix for suffix in _SUFFIXES if suffix not in _PLAIN or not _is_ours(path)]
             inside = [
                 file
                 for file in sorted(path.rglob("*"))
-                if file.is_file() and _suffix(file) in _SUFFIXES and not _is_hidden(file.relative_to(path))
+                if file.is_file() and _suffix(file) in suffixes and not _is_hidden(file.relative_to(path))
             ]
             if not inside:
                 raise InputError(
@@ -83,6 +86,10 @@ def find_tables(paths: Sequence[Path]) -> list[Path]:
         else:
             found.append(path)
     return list(dict.fromkeys(found))
+
+
+def _is_ours(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _OURS)
 
 
 def _is_hidden(relative: Path) -> bool:

@@ -50,7 +50,7 @@ _MEASURED = re.compile(
         strength, pain, tab\w*, pills?, mm, mg, cc, ml, cm, inch\w*, in, of, normal, NS, pulses?, edema, minutes?,
         ppd, pack\w*, cups?, bottles?, doses?, positive, bilat\w*, throughout, reflex\w*, grade, scale, stage,
         nodes?, LN, criteria, points?, samples?, patients, sets?, vessels?, extremit\w*, hard, beats?, words,
-        objects, at, sharp, crampy"""
+        objects, at, sharp, crampy, L, liters?"""
     )
     + r")\b)",
     re.IGNORECASE,

@@ -101,7 +101,7 @@ _LABELS = {
     ),
     "license": _called(r"lic(?:ense|ence)?\.?, dea, npi, upin, certificate, passport, driver'?s? lic(?:ense|ence)?"),
     "vehicle": _called(r"vin, vehicle N, registration"),
-    "device": _called(r"serial, s/n, sn, lot, model N, device N, udi, imei"),
+    "device": _called(r"serial, s/n, sn, lot, device N, udi, imei"),
     "fax": r"fax|facsimile",
     "phone": either(
         """tel, telephone, phone, cell, mobile, pager, beeper, paged?, call, called, reached at, reach at, home,
@@ -118,7 +118,7 @@ _LABEL = verbose(
 _CUES_WORDS = """
     ssn ss# sec mrn mr med unit hosp chart record empi hrn nhs pat pt acc encounter visit csn fin har case admission
     specimen order job doc dictation confirmation report clip protocol study plan policy member subscriber benef
-    group medic hic mbi insurance lic dea npi upin certif passport vin plate registr serial s/n sn lot model device
+    group medic hic mbi insurance lic dea npi upin certif passport vin plate registr serial s/n sn lot device
     udi imei fax facsi tel phone cell mobile pager beeper page call reach home work contact ext
 """
 _CUES = tuple(_CUES_WORDS.split())
