@@ -260,7 +260,7 @@ def _findings(section: dict[str, Any], recipe: AuditRecipe) -> list[dict[str, An
         over = figures["excess_over_reference"]
         found.append(finding("extraction.over_reference", over["value"], over["interval"], limit.extraction_excess))
     if section["generations"]["tested"]:
-        excess = section["generations"]["adapter"]["excess"]
+        excess = section["generations"]["adapter"]["direct"]["excess"]
         found.append(finding("extraction.identifiers", excess["value"], excess["interval"], limit.identifiers))
     return found
 

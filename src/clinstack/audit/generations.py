@@ -9,7 +9,8 @@
 A model that has never seen a patient writes dates and numbers too, and some are somebody's by chance. Chance does not
 know who was trained on: of the strings that belong to one patient alone, it hits training patients as often as these
 have text, a share s of all. So the excess is ``t - h s / (1 - s)``, and its interval follows from the exact one of
-t out of t + h (Clopper and Pearson 1934).
+t out of t + h (Clopper and Pearson 1934). Dates and ages are counted, but are left out of the excess: there are so few
+of them that a text full of invented ones hits somebody's every time, and alone they name nobody.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _BEGINNINGS = 4
 _SHARED_BY = 5
 """Patients whose notes begin alike: fewer would hand the model somebody's words."""
 _BATCH = 32
+_COMMON_KINDS = ("date", "age")
+"""Kinds of which chance finds somebody's too easily."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +258,8 @@ def search_generations(
     Returns
     -------
     section : dict
-        ``adapter`` and ``base`` with their counts, ``member_share``, ``excess`` and, where canaries were planted,
-        ``canaries``. Without a prompt ``tested`` is False and ``why`` says it.
+        ``member_share``, and of ``adapter`` and ``base`` their counts, those of direct identifiers with their
+        ``excess`` and, where canaries were planted, ``canaries``. Without a prompt ``tested`` is False, with ``why``.
     table : pyarrow.Table
         One row for each text: ``model, number, begun, tokens, identifiers``; no text.
     """
@@ -276,21 +279,27 @@ def search_generations(
     share = search.characters[target.members_split] / max(1, search.characters.total())
     section: dict[str, Any] = {"tested": True, "why": None, "member_share": share}
     for model, part in drawn.items():
-        own = [sides.get(string) for string in written[model].kinds]
         section[model] = {
             "texts": len(part.texts),
             "tokens": sum(text.tokens for text in part.texts),
             "identifiers": len(written[model].kinds),
             "by_kind": written[model].by_kind(),
             "of_several_patients": sum(string in search.shared for string in written[model].kinds),
-            "of_one_training_patient": own.count(target.members_split),
-            "of_one_held_out_patient": own.count(target.non_members_split),
+            "of_one_patient": _of_one_patient(target, written[model].kinds, sides),
         }
-        counts = section[model]["of_one_training_patient"], section[model]["of_one_held_out_patient"]
-        section[model]["excess"] = excess_over_chance(*counts, share)
+        direct = {string: kind for string, kind in written[model].kinds.items() if kind not in _COMMON_KINDS}
+        counts = _of_one_patient(target, direct, sides)
+        excess = excess_over_chance(counts["members"], counts["non_members"], share)
+        section[model]["direct"] = {"identifiers": len(direct), "of_one_patient": counts, "excess": excess}
         if planted is not None:
             section[model]["canaries"] = canaries_in(planted, [text.text for text in part.texts])
     return section, pa.concat_tables(_rows(model, part, written[model]) for model, part in drawn.items())
+
+
+def _of_one_patient(target: AuditTarget, strings: Iterable[str], sides: dict[str, str]) -> dict[str, int]:
+    """Count the strings that one patient alone has, by that patient's side."""
+    own = Counter(sides[string] for string in strings if string in sides)
+    return {"members": own[target.members_split], "non_members": own[target.non_members_split]}
 
 
 def _rows(model: str, part: Drawn, written: Written) -> pa.Table:
