@@ -87,7 +87,7 @@ def _warnings(sources: Sequence[Source], known: Sequence[StackFacts]) -> list[st
         audit = audited(facts)
         if audit.verdict != "clean":
             of = f" of {source.label}" if len(sources) > 1 else ""
-            found.append(f"**Audit{of}:** {audit.sentence}")
+            found.append(f"**Audit{of}:** {audit.short}")
     return found
 
 

@@ -196,7 +196,8 @@ def _metric(
     "intervals are bootstrapped over patients.",
 ) -> dict[str, Any]:
     patients = patients_of(facts.metrics)
-    of = "unknown" if patients is None else f"{shown_count(patients)} test patients of {sentences.population(facts)}"
+    of = "unknown" if patients is None else f"{shown_count(patients)} test patients"
+    of += f"; trained on: {sentences.population(facts)}"
     return {
         "MetricGoal": goal,
         "Results": {"MetricResult": results or [dict(_NOT_MEASURED)]},

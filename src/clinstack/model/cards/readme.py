@@ -53,7 +53,7 @@ def warnings(facts: StackFacts) -> list[str]:
         found.append(f"> **{sentences.may_be_published(facts)}**")
     audit = sentences.audited(facts)
     if audit.verdict != "clean":
-        found.append(f"> **Audit:** {audit.sentence}")
+        found.append(f"> **Audit:** {audit.short}")
     return found
 
 

@@ -197,29 +197,30 @@ class AuditFacts:
     verdict : str
         ``clean``, ``leaking``, ``inconclusive``, ``stale`` or ``not audited``.
     sentence : str
+        All that is to be said of it.
+    short : str
+        The same for the head of a page.
     """
 
     verdict: str
     sentence: str
+    short: str
 
 
 def audited(facts: StackFacts) -> AuditFacts:
     """Return the audit's verdict for this card: one of another stack.json is stale."""
     found = facts.audit
     if found is None or found.get("verdict") is None:
-        return AuditFacts(
-            "not audited",
-            "Not audited: nobody has measured whether it gives away what it was trained on. "
-            "`clinstack audit RUN-or-STACK` does.",
-        )
+        said = "Not audited: nobody has measured whether it gives away what it was trained on."
+        return AuditFacts("not audited", f"{said} `clinstack audit RUN-or-STACK` does.", said)
     when = str(found.get("date") or found.get("finished") or "date unknown")[:10]
     verdict, said = str(found["verdict"]), str(found.get("sentence") or "").strip()
     if audited_fingerprint(found) != facts.fingerprint:
-        return AuditFacts(
-            "stale",
-            f"Stale: the audit of {when} ({verdict}) was of other weights than these; audit the stack again.",
-        )
-    return AuditFacts(verdict, f"{verdict.capitalize()}, audited {when}. {said}".strip())
+        stale = f"Stale: the audit of {when} ({verdict}) was of other weights than these; audit the stack again."
+        return AuditFacts("stale", stale, stale)
+    head = f"{verdict.capitalize()}, audited {when}."
+    found_leak = " It gives away what it was trained on." if verdict == "leaking" else ""
+    return AuditFacts(verdict, f"{head} {said}".strip(), f"{head}{found_leak} See Privacy below.")
 
 
 def audited_fingerprint(audit: Mapping[str, Any]) -> str | None:
