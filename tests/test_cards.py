@@ -644,6 +644,13 @@ def test_the_code_of_the_readme_opens_the_whole(
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_a_card_that_cannot_be_written(make: Make) -> None:
+    folder = make(data=COHORT)
+    (folder / "chai.json").mkdir()
+    with pytest.raises(InputError, match=r"chai\.json: the card cannot be written \(Is a directory\)"):
+        write_cards(folder)
+
+
 def test_the_verb(make: Make) -> None:
     folder = make(data=COHORT)
     result = CliRunner().invoke(app, ["card", str(folder.parent), "--json"], catch_exceptions=False)

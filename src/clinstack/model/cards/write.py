@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from clinstack.errors import InputError
 from clinstack.files import write_json, write_text
 from clinstack.model.cards.chai import ROOT, chai_json, chai_xml
 from clinstack.model.cards.facts import TRIPOD_FILE, StackFacts, gather
@@ -56,13 +57,19 @@ def write_cards(stack_folder: Path) -> Cards:
     Raises
     ------
     InputError
-        If stack.json or ``card.yaml`` is damaged.
+        If stack.json or ``card.yaml`` is damaged, or a card cannot be written.
     """
     facts = gather(stack_folder)
     found = checklist(facts)
-    readme, note = write_page(stack_folder / README_FILE, stack_readme(facts, found))
-    page, other = write_page(stack_folder / TRIPOD_PAGE, tripod_page(found))
-    paths = [readme, page, *write_machine_readable(stack_folder, facts)]
+    try:
+        readme, note = write_page(stack_folder / README_FILE, stack_readme(facts, found))
+        page, other = write_page(stack_folder / TRIPOD_PAGE, tripod_page(found))
+        paths = [readme, page, *write_machine_readable(stack_folder, facts)]
+    except OSError as error:
+        where = error.filename2 or error.filename or stack_folder
+        raise InputError(
+            f"{where}: the card cannot be written ({error.strerror}); copy the stack to where you may write."
+        ) from None
     return Cards(tuple(paths), tuple(text for text in (note, other) if text), found.counts)
 
 
