@@ -5,7 +5,7 @@
 
 Invented hospitals; the clinical LoRA is trained for a few steps on the smallest one and audited on all of them, with
 every note (``max_notes`` null) and everything else at its default. Each audit is a process of its own, one thread;
-memory is the largest resident set of that process (``VmHWM``), and the notes are tokens already. Were the work or the
+memory is the largest resident set of that process (``VmHWM``). The notes are turned into tokens before that. Were the work or the
 memory to grow faster than the notes, seconds a note or bytes a note would rise from row to row.
 """
 
@@ -28,8 +28,8 @@ from clinstack.files import read_json
 
 NOTE_TYPES = ["Discharge summary"]
 AUDITED = """
-import sys, json
-from clinstack.__main__ import main
+import json, sys
+from clinstack.cli import main
 sys.argv = ["clinstack", *json.loads(sys.argv[1])]
 try:
     main()
@@ -73,6 +73,17 @@ def train(work: Path, data: Path) -> Path:
     if not (work / "stack").is_dir():
         shutil.copytree(work / "clinical" / "stack", work / "stack")
     return work / "stack"
+
+
+def tokenise(stack: Path, data: Path) -> None:
+    """Turn the notes into tokens, which the first stage that needs them does, and no later one."""
+    from clinstack.audit.target import MEMBERS, NON_MEMBERS, AuditTarget, find_target
+    from clinstack.recipe.audit import AuditRecipe
+
+    recipe = AuditRecipe(stack=str(stack), notes=str(data), note_types=tuple(NOTE_TYPES), run="-")
+    target = AuditTarget.open(find_target(recipe), recipe)
+    for side in (MEMBERS, NON_MEMBERS):
+        target.all_notes(side)
 
 
 def notes_in(data: Path) -> dict[str, int]:
@@ -137,6 +148,7 @@ def main() -> None:
         stack = train(work, data[0])
         rows = []
         for folder in data:
+            tokenise(stack, folder)
             rows.append(measure(work, stack, folder, arguments.more))
             print(table_of(rows)[-1], flush=True)
     print("\n".join(["", *table_of(rows)]))

@@ -93,7 +93,8 @@ def audit_extraction(target: AuditTarget, recipe: AuditRecipe, run: Run) -> dict
         )
         return {"tested": False, "why": why, "findings": []}
     sides = _follow(target, recipe, asked)
-    lengths = sorted({settings.continuation_tokens, max(LONG, settings.continuation_tokens)})
+    longer = [LONG] if all(side.has(LONG).any() for side in sides.values()) else []
+    lengths = [settings.continuation_tokens, *(length for length in longer if length > settings.continuation_tokens)]
     elsewhere = {length: _elsewhere(target, sides, length) for length in lengths}
     section: dict[str, Any] = {
         "tested": True,
