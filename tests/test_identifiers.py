@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -233,6 +235,40 @@ def test_presidio_results_become_identifiers() -> None:
 
     found = find_identifiers("Jane seen yesterday 3/14", [PresidioEngine(_Analyzer())])
     assert found == [Identifier(0, 4, "name", "presidio"), Identifier(20, 24, "date", "presidio")]
+
+
+def test_presidio_is_opened_with_an_installed_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stand-ins for spaCy and Presidio with the calls of presidio-analyzer 2.2; no model is at hand in tests.
+    from clinstack.privacy.identifiers.presidio import open_presidio
+
+    asked: dict[str, object] = {}
+
+    class Provider:
+        def __init__(self, nlp_configuration: dict[str, object]) -> None:
+            asked.update(nlp_configuration)
+
+        def create_engine(self) -> str:
+            return "engine"
+
+    def analyzer(nlp_engine: str, supported_languages: list[str]) -> _Analyzer:
+        assert (nlp_engine, supported_languages) == ("engine", ["en"])
+        return _Analyzer()
+
+    for name, content in {
+        "spacy": {},
+        "spacy.util": {"is_package": lambda model: model == "en_core_web_sm"},
+        "presidio_analyzer": {"AnalyzerEngine": analyzer},
+        "presidio_analyzer.nlp_engine": {"NlpEngineProvider": Provider},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(InputError, match="en_core_web_lg is not installed, and nothing is downloaded"):
+        open_presidio()
+    assert not asked
+    found = find_identifiers("Jane seen yesterday 3/14", [open_presidio("en_core_web_sm")])
+    assert [item.kind for item in found] == ["name", "date"]
+    assert asked["models"] == [{"lang_code": "en", "model_name": "en_core_web_sm"}]
 
 
 def test_counts_have_no_text() -> None:

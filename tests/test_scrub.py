@@ -23,9 +23,10 @@ from clinstack.notes.cohort import write_cohort
 from clinstack.notes.mimic3.prepare import prepare_mimic3
 from clinstack.notes.read import section_spans
 from clinstack.notes.scan import scan
-from clinstack.notes.scrub import Scrub, read_key, scrubbing
+from clinstack.notes.scrub import Scrub, scrubbing
 from clinstack.privacy.identifiers import find_identifiers
 from clinstack.privacy.identifiers.date_shift import shift_all
+from clinstack.privacy.identifiers.key import read_key
 from clinstack.privacy.identifiers.of_patient import OfPatient
 from clinstack.privacy.identifiers.surrogates import Surrogates, apply_edits, moved_places
 
@@ -291,6 +292,13 @@ def test_instructions_are_scrubbed_in_every_column(cohort: Path, tmp_path: Path)
     notes = " ".join(table["note"].to_pylist())
     assert notes.count("[NAME]") > 50
     assert notes.count("[DATE]") > 50
+
+
+def test_processes_find_the_same(cohort: Path, scrubbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clinstack.notes.scrub._WORTH_PROCESSES", 1)
+    with scrubbing(Scrub(key_file=scrubbed / "key")):
+        prepare_mimic3(cohort, tmp_path / "data", tasks=TASKS)
+    assert _texts(tmp_path / "data") == _texts(scrubbed / "data")
 
 
 def test_a_failed_builder_leaves_nothing(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,28 +7,33 @@ their place, `scrub_folder` goes through all of them. So no builder knows of it,
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from clinstack.errors import InputError
 from clinstack.files import read_json, write_json
 from clinstack.notes.scan_sources import TEXT_COLUMNS
 from clinstack.privacy.identifiers import PLACEHOLDER, Identifier, find_identifiers, open_engines
 from clinstack.privacy.identifiers.identifier import merge
+from clinstack.privacy.identifiers.key import read_key
 from clinstack.privacy.identifiers.of_patient import NAME as OF_PATIENT
 from clinstack.privacy.identifiers.of_patient import OfPatient
 from clinstack.privacy.identifiers.surrogates import Style, Surrogates, apply_edits, moved_places
+from clinstack.processes import WorkerPool, worker_pool
 
 Report = Callable[[str, int, int], None]
+Found = list[list[list[Identifier]]]
+"""Findings of each column, row by row."""
 _ROWS = 2048
-_KEY_BYTES = 32
+_WORTH_PROCESSES = 20_000
+"""Rows from which on starting processes pays."""
+_AHEAD = 12
+"""Batches that wait for their findings."""
 
 
 @dataclass
@@ -98,48 +103,13 @@ def current_scrub() -> Scrub | None:
     return _CURRENT.get()
 
 
-def read_key(file: Path | None) -> bytes:
-    """Read or make the key of a file, or draw one that nobody keeps.
-
-    Raises
-    ------
-    InputError
-        If others may read the file, or it does not hold 32 bytes in hexadecimal digits.
-    """
-    if file is None:
-        return secrets.token_bytes(_KEY_BYTES)
-    try:
-        with open(file, "x", encoding="ascii", opener=_private) as made:
-            made.write(secrets.token_hex(_KEY_BYTES) + "\n")
-    except FileExistsError:
-        if not file.is_file():
-            raise InputError(f"{file} is no file; name one for the key of --scrub.") from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({type(error).__name__}); name another for the key.") from None
-    if file.stat().st_mode & 0o077:
-        raise InputError(f"{file}: others may read this key; chmod 600 it.")
-    try:
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
-    except ValueError:
-        key = b""
-    if len(key) < _KEY_BYTES:
-        raise InputError(
-            f"{file} is no key: {2 * _KEY_BYTES} hexadecimal digits are needed; name a new file to make one."
-        )
-    return key
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def scrub_folder(folder: Path, scrub: Scrub, report: Report, scratch: Path) -> dict[str, Any]:
     """Replace the identifiers in all texts of a folder that is being prepared.
 
     The texts are searched once. What is found in any text of a patient is then looked for in all of that patient's
     texts (`OfPatient`), so that an example, which is cut from a note, loses a name that only the rest of the note gives
-    away. Maps of sections move with the text. In memory are a batch of rows, and the names and numbers of each patient
-    as long as the tables are written; on disk go nothing but the new texts.
+    away. Maps of sections move with the text. In memory are some batches of rows, and each patient's names and numbers as
+    long as the tables are written; nothing but the new texts stays on disk.
 
     Parameters
     ----------
@@ -162,10 +132,12 @@ def scrub_folder(folder: Path, scrub: Scrub, report: Report, scratch: Path) -> d
     patients: dict[str, OfPatient] = {}
     total = 2 * sum(_rows(file) for file in files)
     done = 0
-    with (scratch / "found.jsonl").open("w+", encoding="utf-8") as spool:
+    with (scratch / "found.jsonl").open("w+", encoding="utf-8") as spool, _searcher(total // 2) as search:
         for file in files:
-            for batch in _batches(file):
-                spool.write(_as_line(_search(batch, _columns(file), scrub.engines, patients)))
+            columns = _columns(file)
+            for batch, found in search(_batches(file), columns, scrub.engines):
+                _learn(batch, columns, found, patients)
+                spool.write(_as_line(found))
                 done += batch.num_rows
                 report("Finding identifiers", done, total)
         spool.seek(0)
@@ -213,33 +185,68 @@ def _patients(batch: Any) -> list[str]:
     ]
 
 
-def _search(
-    batch: Any, columns: Sequence[str], engines: Sequence[str], patients: dict[str, OfPatient]
-) -> list[list[list[Identifier]]]:
-    """Return the findings of each column and row, and learn from them."""
-    result = []
+@contextmanager
+def _searcher(rows: int) -> Iterator[_Searcher]:
+    """Yield what searches batches: in this process or, where there are many rows, in as many as there are cores."""
+    if rows < _WORTH_PROCESSES:
+        yield _Searcher(None)
+        return
+    with worker_pool() as pool:
+        yield _Searcher(pool)
+
+
+@dataclass(frozen=True)
+class _Searcher:
+    pool: WorkerPool | None
+
+    def __call__(
+        self, batches: Iterator[Any], columns: Sequence[str], engines: tuple[str, ...]
+    ) -> Iterator[tuple[Any, Found]]:
+        """Yield each batch with the findings of its columns and rows, in order."""
+        if self.pool is None:
+            for batch in batches:
+                yield batch, search_columns(_texts(batch, columns), engines)
+            return
+        waiting: deque[tuple[Any, Future[Found]]] = deque()
+        for batch in batches:
+            waiting.append((batch, self.pool.submit(search_columns, _texts(batch, columns), engines)))
+            if len(waiting) > _AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def _texts(batch: Any, columns: Sequence[str]) -> list[list[str | None]]:
+    return [batch.column(column).to_pylist() for column in columns]
+
+
+def search_columns(columns: list[list[str | None]], engines: tuple[str, ...]) -> Found:
+    """Search columns of texts; called in worker processes too."""
+    searched: dict[str | None, list[Identifier]] = {None: [], "": []}  # instructions repeat their notes
+    for text in (text for column in columns for text in column):
+        if text is not None and text not in searched:
+            searched[text] = find_identifiers(text, engines)
+    return [[searched[text] for text in column] for column in columns]
+
+
+def _learn(batch: Any, columns: Sequence[str], found: Found, patients: dict[str, OfPatient]) -> None:
+    """Take the names and numbers that a batch gives away."""
     owners = _patients(batch)
-    for column in columns:
-        found = []
-        searched: dict[str | None, list[Identifier]] = {None: [], "": []}  # instructions repeat their notes
-        for owner, text in zip(owners, batch.column(column).to_pylist(), strict=True):
-            if text not in searched:
-                searched[text] = find_identifiers(text, engines)
-            items = searched[text]
-            if items:
-                patients.setdefault(owner, OfPatient()).learn(text, items)
-            found.append(items)
-        result.append(found)
-    return result
+    for texts, items in zip(_texts(batch, columns), found, strict=True):
+        for owner, text, inside in zip(owners, texts, items, strict=True):
+            if text and inside:
+                patients.setdefault(owner, OfPatient()).learn(text, inside)
 
 
-def _as_line(found: list[list[list[Identifier]]]) -> str:
+def _as_line(found: Found) -> str:
     """Write positions of a batch as one line."""
     plain = [[[(item.start, item.end, item.kind, item.engine) for item in row] for row in column] for column in found]
     return json.dumps(plain, separators=(",", ":")) + "\n"
 
 
-def _of_line(line: str) -> list[list[list[Identifier]]]:
+def _of_line(line: str) -> Found:
     return [[[Identifier(*item) for item in row] for row in column] for column in json.loads(line)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,9 @@ KIND_OF = {
     "CREDIT_CARD": "account",
     "IBAN_CODE": "account",
     "US_ITIN": "ssn",
+    "US_MBI": "plan",
+    "US_NPI": "license",
+    "MAC_ADDRESS": "device",
     "UK_NHS": "mrn",
     "MRN": "mrn",
 }
@@ -86,6 +90,10 @@ def open_presidio(model: str = MODEL) -> PresidioEngine:
             f"engine {NAME}: the spaCy model {model} is not installed, and nothing is downloaded here; install its "
             f"wheel from spaCy's releases, or name one that is installed as {NAME}:MODEL."
         )
+    # Its recognizers of addresses would fetch a list of domains; the one inside the package serves.
+    with suppress(ImportError):
+        domains: Any = import_module("tldextract.tldextract")
+        domains.TLD_EXTRACTOR = domains.TLDExtract(suffix_list_urls=())
     configuration = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
     provider = engines.NlpEngineProvider(nlp_configuration=configuration)
     return PresidioEngine(analyzer.AnalyzerEngine(nlp_engine=provider.create_engine(), supported_languages=["en"]))
