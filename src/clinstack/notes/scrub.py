@@ -107,9 +107,9 @@ def scrub_folder(folder: Path, scrub: Scrub, report: Report, scratch: Path) -> d
     """Replace the identifiers in all texts of a folder that is being prepared.
 
     The texts are searched once. What is found in any text of a patient is then looked for in all of that patient's
-    texts (`OfPatient`), so that an example, which is cut from a note, loses a name that only the rest of the note gives
-    away. Maps of sections move with the text. In memory are some batches of rows, and each patient's names and numbers as
-    long as the tables are written; nothing but the new texts stays on disk.
+    texts (`OfPatient`), so that an example, which is cut from a note, loses a name that only the rest of the note
+    gives away. Maps of sections move with the text. In memory are some batches of rows, and each patient's names and
+    numbers as long as the tables are written; nothing but the new texts stays on disk.
 
     Parameters
     ----------
