@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clinstack.files import read_json
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
 from clinstack.recipe import AdapterRecipe
@@ -88,12 +89,19 @@ def plain_logits(model: Any, *, classifier: bool = True) -> Tensor:
 
 
 def run_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the code of an export's README.md literally, in its folder, and return the model that it opens."""
+    """Run the code of an export's README.md, in its folder, and return the model that it opens.
+
+    Literally, but for the place of a base that is a folder of this machine: a README.md names none.
+    """
     found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert found
+    code = found[1]
+    if (folder / "stack.json").is_file():
+        place = read_json(folder / "stack.json")["base"]["id"]
+        code = code.replace(f"base = {Path(place).name!r}  #", f"base = {place!r}  #")
     names: dict[str, Any] = {}
     with monkeypatch.context() as patch, warnings.catch_warnings():
         patch.chdir(folder)
         warnings.simplefilter("ignore")
-        exec(compile(found[1], str(folder / "README.md"), "exec"), names)
+        exec(compile(code, str(folder / "README.md"), "exec"), names)
     return names["model"]

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from clinstack.errors import InputError
 from clinstack.export.check import Measured, compare, padding_of, plain_outputs, probe_rows, quiet, stack_outputs
 from clinstack.export.merged import refuse_reading
-from clinstack.export.source import Source, loadable_name
+from clinstack.export.source import Source, loadable_name, public_name
 from clinstack.files import write_json
+from clinstack.model.base import EMBEDDED_FOLDERS
 from clinstack.model.building import Adapter
 from clinstack.model.lineage import PEFT_PREFIX
 from clinstack.model.methods.configs import VIRTUAL
@@ -92,7 +93,7 @@ def opening_code(source: Source) -> list[str]:
             "",
             "stack = Stack.load(Path('.'))",
         ]
-    kind, options, base, _ = _base_settings(source)
+    kind, options, base, in_folder = _base_settings(source)
     written = "".join(f", {key}={value!r}" for key, value in options.items())
     code = [f"from transformers import {kind}, AutoTokenizer"]
     above = _above(stack.adapters)
@@ -102,7 +103,7 @@ def opening_code(source: Source) -> list[str]:
         code.append("from safetensors.torch import load_file")
     code += [
         "",
-        f"base = {base!r}  # the base that stack.json names, where it is on your machine",
+        *_base_lines(stack, base, in_folder=in_folder),
         "tokenizer = AutoTokenizer.from_pretrained(base)  # pad on the right",
         f"model = {kind}.from_pretrained(base{written}, dtype='float32')",
     ]
@@ -124,6 +125,16 @@ def opening_code(source: Source) -> list[str]:
             names = ", ".join(f"'{adapter.name}'" for adapter in above)
             code.append(f"model.base_model.set_adapter([{names}])  # all at once; PeftModel.set_adapter takes one name")
     return [*code, "model.eval()"]
+
+
+def _base_lines(stack: Stack, base: str, *, in_folder: bool) -> list[str]:
+    """Return the lines that name the base; a place on this machine is nobody else's."""
+    if in_folder:
+        return [f"base = {base!r}"]
+    name = stack.base.name
+    if name in EMBEDDED_FOLDERS:
+        return ["import clinstack.model.base", f"base = clinstack.model.base.EMBEDDED_FOLDERS[{name!r}]"]
+    return [f"base = {public_name(stack.base)!r}  # the base that stack.json names, where it is on your machine"]
 
 
 def _open(folder: Path, source: Source) -> Any:
