@@ -11,6 +11,7 @@ from clinstack.privacy.verdict import MEANING, describe, finding, judge, overall
 CLEAN = finding("membership.loss.auroc", 0.52, (0.45, 0.6), 0.65)
 LEAKING = finding("membership.reference.auroc", 0.8, (0.7, 0.9), 0.65)
 OPEN = finding("membership.loss.tpr_at_1_percent", 0.02, (0.0, 0.2), 0.1)
+OTHER_OPEN = finding("membership.reference.auroc", 0.6, (0.5, 0.7), 0.65)
 SUSPICIOUS = finding("membership.min_k_plus_plus.auroc", 0.7, (0.6, 0.8), 0.65)
 UNKNOWN = finding("membership.loss.auroc", float("nan"), (float("nan"), float("nan")), 0.65)
 
@@ -43,6 +44,7 @@ def test_what_is_not_a_number_is_none_in_a_finding() -> None:
     [
         ({"membership": [CLEAN]}, "clean"),
         ({"membership": [CLEAN, OPEN]}, "clean"),
+        ({"membership": [CLEAN, OTHER_OPEN]}, "inconclusive"),  # the same measure of another attack
         ({"membership": [CLEAN, LEAKING]}, "leaking"),
         ({"membership": [CLEAN], "canaries": [LEAKING]}, "leaking"),
         ({"canaries": [LEAKING]}, "leaking"),

@@ -73,8 +73,8 @@ def overall(findings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict:
     """Return what the findings of an audit come to.
 
     - *leaking* when any finding is;
-    - *clean* when membership was tested, each section that was tested has a clean finding, and no finding that stayed
-      undecided has its value above its threshold;
+    - *clean* when membership was tested, each section that was tested is decided (see `is_decided`), and no finding
+      that stayed undecided has its value above its threshold;
     - else *inconclusive*: nothing was found, but too little could be tested to say so.
 
     Parameters
@@ -85,10 +85,22 @@ def overall(findings: Mapping[str, Sequence[Mapping[str, Any]]]) -> Verdict:
     everything = [item for section in findings.values() for item in section]
     if any(item["verdict"] == "leaking" for item in everything):
         return "leaking"
-    decided = all(any(item["verdict"] == "clean" for item in section) for section in findings.values())
+    decided = all(is_decided(section) for section in findings.values())
     if REQUIRED in findings and decided and not any(is_suspicious(item) for item in everything):
         return "clean"
     return "inconclusive"
+
+
+def is_decided(section: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a section says that there is no leak by one measure at least, whichever attack it is of.
+
+    A measure is what a finding's name ends in, such as ``auroc``: that one membership attack is clean says little where
+    another one could not be decided.
+    """
+    by_measure: dict[str, list[bool]] = {}
+    for item in section:
+        by_measure.setdefault(item["name"].rpartition(".")[2], []).append(item["verdict"] == "clean")
+    return any(all(of_attacks) for of_attacks in by_measure.values())
 
 
 def is_suspicious(item: Mapping[str, Any]) -> bool:
@@ -148,8 +160,7 @@ def _finding_sentence(verdict: Verdict, findings: Mapping[str, Sequence[Mapping[
     if REQUIRED not in findings:
         return "Membership of the training notes was not tested, so nothing can be said of them."
     open_ones = [describe(item) for item in everything if item["verdict"] == "inconclusive"]
-    empty = [name for name, section in findings.items() if not any(item["verdict"] == "clean" for item in section)]
-    missing = [f"{name}: nothing could be decided" for name in empty if not findings[name]]
+    missing = [f"{name}: nothing could be decided" for name, section in findings.items() if not section]
     return f"Too little could be tested to say: {'; '.join([*open_ones, *missing])}."
 
 
