@@ -52,8 +52,8 @@ def plant_in_notes(stack: Stack, recipe: PretrainRecipe, notes: NoteTokens) -> t
     settings = recipe.canaries
     assert settings is not None
     layout = usable_layout(stack, recipe.layout)
-    rows = lay_out_notes(stack, notes.documents, layout, recipe.context)
-    reach = _reach(rows, None if recipe.privacy is not None else rows_read(rows, recipe.training))
+    training = recipe.training if recipe.privacy is None else None
+    reach = _reach(lay_out_notes(stack, notes.documents, layout, recipe.context), training)
     planted, controls = invent(settings)
     encode = _encoder(stack)
     longest = max(map(len, encode([canary.text for canary in planted])))
@@ -70,7 +70,7 @@ def plant_in_notes(stack: Stack, recipe: PretrainRecipe, notes: NoteTokens) -> t
     ids = notes.index["note_id"]
     placings = _checked(
         lay_out_notes(stack, documents, layout, recipe.context),
-        recipe.training if recipe.privacy is None else None,
+        training,
         {note: _shifted(found, reach.before) for note, found in changes.items()},
         lambda note: str(ids[note].as_py()),
         planted,
@@ -126,7 +126,9 @@ def rows_read(rows: NoteRows, training: TrainingRecipe) -> NDArray[np.bool_] | N
     return read
 
 
-def _reach(rows: NoteRows, read: NDArray[np.bool_] | None) -> Reach:
+def _reach(rows: NoteRows, training: TrainingRecipe | None) -> Reach:
+    """Return what a training reaches; None where its rows are drawn at random, each as likely as any other."""
+    read = None if training is None else rows_read(rows, training)
     ends = len(rows.documents.before), len(rows.documents.after)
     cuts = rows.layout == "padded"
     if read is None:
