@@ -67,13 +67,10 @@ def test_arms_differ_in_what_they_are_called_after(leak_study: Any) -> None:
 
 
 def test_growth_is_told_beside_the_first_row(audit_scaling: Any) -> None:
-    rows = [
-        {"members": 70 * n, "non_members": 30 * n, "seconds": 10.0 * n, "parts": {"membership": 8.0 * n}, "peak": 2**29}
-        for n in (1, 4)
-    ]
+    rows = [{"members": 70 * n, "non_members": 30 * n, "seconds": 10.0 * n, "peak": 2**29 + 2**20 * n} for n in (1, 4)]
     assert audit_scaling.table_of(rows)[2:] == [
-        "| 100 | 1.0 | 10 | 1.0 | 100 | 80 | 512 MB | 1.00 |",
-        "| 400 | 4.0 | 40 | 4.0 | 100 | 80 | 512 MB | 1.00 |",
+        "| 100 | 1.0 | 10 | 1.0 | 100 | 513 MB | 1.00 |",
+        "| 400 | 4.0 | 40 | 4.0 | 100 | 516 MB | 1.01 |",
     ]
 
 
