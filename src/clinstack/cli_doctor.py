@@ -48,10 +48,15 @@ def doctor_command(
         raise InputError("--base: belongs to a Stack; leave it out.")
     from clinstack.doctor import breaking, machine
     from clinstack.doctor_recipes import recipe_findings
+    from clinstack.recipe.reading import recipe_file
 
     for name in given:
         if "=" in name or Path(name).is_dir():
             raise InputError(f"{name}: name one Stack, or recipes.")
+        if not recipe_file(Path(name)).is_file():
+            raise InputError(
+                f"{name} is neither a Run nor a Stack, and no recipe; `clinstack presets ls` lists those that ship."
+            )
     found = [*machine(), *(one for name in given for one in recipe_findings(name))]
     if as_json:
         print(json.dumps({"breaks": len(breaking(found)), "findings": [asdict(one) for one in found], **_facts()}))
