@@ -1,7 +1,7 @@
 """Write word lists for `clinstack scan --engine lists:FOLDER` that know most, not all, of the synthetic cohort's names.
 
-A hospital's lists never hold every name either: one in ten of the cohort's names and towns is left out, drawn by a seed,
-and all of its hospitals. ``safe.txt`` has names that are ordinary words of notes.
+A hospital's lists never hold every name either: one in ten of the cohort's names and towns is left out, drawn by a
+seed, and all of its hospitals. ``safe.txt`` has names that are ordinary words of notes.
 """
 
 from __future__ import annotations

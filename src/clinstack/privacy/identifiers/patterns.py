@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from clinstack.privacy.identifiers.dates import AGES, DATES
-from clinstack.privacy.identifiers.identifier import PLACEHOLDER, Identifier
+from clinstack.privacy.identifiers.identifier import KINDS, PLACEHOLDER, Identifier
 from clinstack.privacy.identifiers.names import NAMES
 from clinstack.privacy.identifiers.numbers import NETWORK, PHONES, UNLABELLED, LabelledNumbers
 from clinstack.privacy.identifiers.pattern import NAME, Pattern, verbose
 from clinstack.privacy.identifiers.places import PLACES
 
 PLACEHOLDERS = (
-    # MIMIC-III's, MIMIC-IV's, and what `prepare --scrub-with tags` writes.
+    # MIMIC-III's, MIMIC-IV's, and what `prepare --scrub --scrub-with tags` writes.
     Pattern(PLACEHOLDER, verbose(r"\[\*\* [^\[\]]{0,200} \*\*\]")),
     Pattern(PLACEHOLDER, verbose(r"___ (?<!____) (?!_)")),
-    Pattern(PLACEHOLDER, verbose(r"\[(?:[A-Z]{2,12}|90\+)\]")),
+    Pattern(PLACEHOLDER, verbose(rf"\[(?:{'|'.join(kind.upper() for kind in KINDS)}|REDACTED)\]")),
 )
 PATTERNS = (
     *PLACEHOLDERS,
