@@ -1,9 +1,9 @@
 """Sentences of notes with places for identifiers, as hospitals write them, and sentences that only look so.
 
 ``<field>`` or ``<field.form>`` is filled by `clinstack.notes.cohort.identifiers.Persona`; what is filled in is an
-identifier, all else is not. The formats of ``HELD_OUT`` were collected from the guidelines of de-identified corpora
-(Neamatullah et al. 2008; Stubbs and Uzuner 2015) and from other countries, after the patterns were written and with no
-pattern written for them; they are reported apart.
+identifier, all else is not. The formats of ``HELD_OUT`` were written by the author of the patterns, from memory of the
+guidelines of de-identified corpora (Neamatullah et al. 2008; Stubbs and Uzuner 2015) and of other countries' forms; no
+pattern was written for them, and they are reported apart.
 """
 
 from __future__ import annotations
