@@ -77,10 +77,14 @@ def test_no_code_of_ours_opens_a_pickle_or_runs_what_it_reads() -> None:
         *("np.load", "numpy.load", "pd.read_pickle", "pandas.read_pickle", "os.system", "eval", "exec"),
         *("tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "yaml.full_load", "yaml.unsafe_load"),
     }
+    lasts = {name.rsplit(".", 1)[-1] for name in forbidden}
     found = []
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
+                last = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if last not in lasts and not any(word.arg in {"trust_remote_code", "shell"} for word in node.keywords):
+                    continue  # turning every call into text takes seconds
                 name = ast.unparse(node.func)
                 given = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 wrong = given.get("trust_remote_code", "False") != "False" or given.get("shell", "False") != "False"
