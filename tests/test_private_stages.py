@@ -24,7 +24,7 @@ from clinstack.recipe import load_recipe, parse_recipe
 from clinstack.run import Run
 from clinstack.stages.finetune import finetune
 from clinstack.stages.instruct import instruct
-from clinstack.stages.pretrain import pretrain
+from clinstack.stages.pretrain import PretrainObjective, pretrain
 from tiny_instructions import write_tiny_instructions
 from tiny_notes import CANARY
 
@@ -164,12 +164,13 @@ def test_other_methods_and_a_head_alone_train_too(spec: str, tiny_base: Path, ti
 
 
 def test_patience_may_end_it_and_the_cost_is_that_of_all_planned_steps(
-    tiny_base: Path, tiny_notes: Path, tmp_path: Path
+    tiny_base: Path, tiny_notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = {"epochs": 6, "learning_rate": 1e-9, "batch_size": 8, "patience": 1, "tracking": "none"}
+    monkeypatch.setattr(PretrainObjective, "validate", lambda self: {"loss": 1.0, "score": -1.0})  # never better
+    training = {"epochs": 6, "learning_rate": 1e-3, "batch_size": 8, "patience": 1, "tracking": "none"}
     values = values_of("pretrain", tiny_base, tiny_notes, tmp_path / "run", training=training)
     run = run_of(values)
-    assert log_of(run)[-1]["step"] < 30
+    assert log_of(run)[-1]["step"] == 10  # two validations
     assert read_json(run.folder / "run.json")["privacy"]["steps"] == 30
     assert not list(run.folder.rglob(SECRET_FILE))
     assert run_of(values).is_done
