@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clinstack.engine.canary_planting import beginnings_read
 from clinstack.engine.language_modelling import lay_out_notes, note_losses, published_perplexity
 from clinstack.errors import InputError
 from clinstack.files import read_json
 from clinstack.model.stack import Stack
-from clinstack.recipe import AdapterRecipe, PretrainRecipe, parse_recipe
+from clinstack.recipe import AdapterRecipe, PretrainRecipe, TrainingRecipe, parse_recipe
 from clinstack.stages import pretrain as stage
 from clinstack.stages.pretrain import pretrain
 from clinstack.tokens.documents import Documents
@@ -322,3 +323,20 @@ def test_batches_of_the_stage_can_be_sliced_and_their_losses_add_up(
             parts = [objective.loss(batch[at : at + 1]) for at in range(len(batch))]
             torch.testing.assert_close(whole, torch.stack([loss for loss, _ in parts]).sum(), rtol=1e-5, atol=1e-5)
             assert weight == sum(count for _, count in parts) == objective.size(batch)
+
+
+@pytest.mark.parametrize("layout", ["packed", "bucketed", "padded"])
+def test_which_documents_a_training_that_ends_early_has_begun(layout: Layout) -> None:
+    """Each document's tokens are its own, so that a row's inputs say whose beginnings stand in it."""
+    lengths = [5, 40, 16, 1, 90, 33, 8, 64, 12, 7] * 3
+    starts = np.cumsum([1, *lengths[:-1]]).tolist()
+    rows = rows_of(lengths, layout, 32)
+    training = TrainingRecipe(batch_size=2, accumulate=2, max_steps=3, seed=5)
+    batches = rows.shuffled(2, 5, 0)[: 3 * 2]
+    seen = {int(token) for batch in batches for token in rows.collate(batch).input_ids.flatten()}
+    begun = beginnings_read(rows, training)
+    assert begun is not None
+    assert begun.tolist() == [start in seen for start in starts]
+    assert 0 < begun.sum() < len(starts)
+    assert beginnings_read(rows, training.model_copy(update={"max_steps": None})) is None
+    assert beginnings_read(rows, training.model_copy(update={"max_steps": 10**6})) is None

@@ -64,7 +64,8 @@ class TinyMimic4:
             )  # fmt: skip
         self._add(
             "hosp/admissions", subject_id=subject, hadm_id=hadm, admittime="2150-01-01 08:00:00", dischtime=left,
-            admission_type="EW EMER.", insurance="Medicare", language="English", race="WHITE", hospital_expire_flag=died,
+            admission_type="EW EMER.", insurance="Medicare", language="English", race="WHITE",
+            hospital_expire_flag=died,
         )  # fmt: skip
         if complaint is not None:
             self.discharge(subject, hadm, SUMMARY.format(complaint=complaint, course=course))

@@ -199,7 +199,10 @@ def is_finished(recipe: StageRecipe, inputs: dict[str, str]) -> bool:
     if record["status"] != "done" or record["inputs"] != inputs:
         return False
     before, now = (folder / "recipe.yaml").read_text(encoding="utf-8"), dump_recipe(recipe)
-    return before == now or _deciding(yaml.safe_load(before)) == _deciding(yaml.safe_load(now))
+    if before == now:
+        return True
+    # A key that a later version added and that is null says nothing else than its absence.
+    return not any(_differences(_deciding(yaml.safe_load(before)), _deciding(yaml.safe_load(now))))
 
 
 def adapter_files(adapters: Sequence[AdapterRecipe]) -> list[Path]:

@@ -24,7 +24,7 @@ from clinstack.evaluate.bootstrap import estimate, log_odds_interval
 from clinstack.files import read_json, replacing_file
 from clinstack.privacy.attack_figures import LEVEL, RATES, Sides, joint_areas
 from clinstack.privacy.verdict import finding
-from clinstack.recipe import PretrainRecipe, TrainingStageRecipe
+from clinstack.recipe import TrainingStageRecipe
 
 if TYPE_CHECKING:
     from clinstack.audit.target import AuditTarget
@@ -179,13 +179,15 @@ def _training_remarks(target: AuditTarget) -> list[str]:
     last = metrics.get("validation", [{}])[-1]
     if settings.max_steps is None or last.get("epoch") != 1 or last.get("step") != settings.max_steps:
         return []
-    positions = metrics.get("tokens", {}).get("train", {}).get("positions")
     when = f"no later than its first epoch (max_steps {settings.max_steps})"
-    if isinstance(training, PretrainRecipe) and positions:
-        read = settings.max_steps * settings.batch_size * settings.accumulate * training.context
-        if read >= positions:
+    read = target.read_in_training if target.kind == "notes" else None
+    if read is not None:
+        if read.all():
             return []
-        when += f", after about {read / positions:.0%} of the training patients' tokens"
+        return [
+            f"The training ended {when}: of {len(read):,} training notes only the {int(read.sum()):,} whose beginning "
+            "it read count as members."
+        ]
     return [
         f"The training ended {when}: members that were drawn here and never read count as members all the same, so "
         "that the figures understate what is known of those that were."

@@ -17,7 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clinstack.audit.target_files import KEYS
 from clinstack.audit.target_files import Kind as Kind
@@ -169,14 +171,38 @@ class AuditTarget:
     def notes(self, side: Side) -> NoteTokens:
         """Return at most ``max_notes`` notes of a side, drawn by the seed, all that a drawn patient has.
 
+        Of a training that ended within its first epoch only notes whose beginning it read are members.
+
         Raises
         ------
         InputError
             If there are fewer than `MINIMUM_PATIENTS` patients.
         """
         notes = self.all_notes(side)
-        places = self._draw(notes.index["patient_id"].to_pylist(), side)
+        read = self.read_in_training if side == MEMBERS else None
+        eligible = np.arange(len(notes)) if read is None else np.flatnonzero(read)
+        patients = notes.index["patient_id"].take(pa.array(eligible)).to_pylist()
+        places = eligible[self._draw(patients, side)]
         return NoteTokens(notes.index.take(pa.array(places, pa.int64())), notes.documents.chosen(places))
+
+    @cached_property
+    def read_in_training(self) -> NDArray[np.bool_] | None:
+        """Which notes' beginnings the training read, bool [notes]; None where it read all, or nobody can know.
+
+        Only of a pretraining that ``max_steps`` ended: its rows are laid out anew, and its batches are a function of
+        the seed. Canaries leave the layout of such a training as it is. A private one draws patients in secret.
+        """
+        from clinstack.engine.canary_planting import beginnings_read
+        from clinstack.engine.language_modelling import lay_out_notes, usable_layout
+
+        training = self.training
+        if not isinstance(training, PretrainRecipe) or not self.files.recorded or training.privacy is not None:
+            return None
+        if training.training.max_steps is None:
+            return None
+        documents = self.all_notes(MEMBERS).documents
+        rows = lay_out_notes(self.stack, documents, usable_layout(self.stack, training.layout), training.context)
+        return beginnings_read(rows, training.training)
 
     # ------------------------------------------------------------------ answers
 

@@ -73,11 +73,13 @@ def _ask_notes(target: AuditTarget, side: Side, settings: ExtractionRecipe) -> A
     begin = document_ends(target.stack.tokenizer)[0]
     counts, prefix, least = notes.documents.count, settings.prefix_tokens, settings.continuation_tokens
     patients = notes.index["patient_id"]
-    eligible = np.flatnonzero(counts >= prefix + least)
+    long_enough = counts >= prefix + least
+    read = target.read_in_training if side == target.members_split else None
+    eligible = np.flatnonzero(long_enough if read is None else long_enough & read)
     random = np.random.default_rng([target.seed, side == target.members_split])
     order = patients_first(patients.take(pa.array(eligible)), random)
     documents = notes.documents.between((), ())
-    asked = Asked([], [], [], [], len(notes) - len(eligible))
+    asked = Asked([], [], [], [], int((~long_enough).sum()))
     seen: set[tuple[int, int]] = set()
     for turn in range(_PLACES):
         for number, note in enumerate(eligible[order].tolist()):

@@ -126,6 +126,23 @@ def rows_read(rows: NoteRows, training: TrainingRecipe) -> NDArray[np.bool_] | N
     return read
 
 
+def beginnings_read(rows: NoteRows, training: TrainingRecipe) -> NDArray[np.bool_] | None:
+    """Return which documents' first ``context`` tokens are read before training ends, bool [documents].
+
+    A beginning is in one row, whatever the length of the rest, so that long documents are as likely among them as short
+    ones. None as `rows_read` has it.
+    """
+    read = rows_read(rows, training)
+    if read is None:
+        return None
+    of_segment = np.zeros(len(rows.segments), dtype=bool)
+    of_segment[rows.rows.segments] = np.repeat(read, np.diff(rows.rows.offsets))
+    found = np.zeros(len(rows.documents), dtype=bool)
+    documents, first = np.unique(rows.segments.document, return_index=True)
+    found[documents] = of_segment[first]
+    return found
+
+
 def _reach(rows: NoteRows, training: TrainingRecipe | None) -> Reach:
     """Return what a training reaches; None where its rows are drawn at random, each as likely as any other."""
     read = None if training is None else rows_read(rows, training)
