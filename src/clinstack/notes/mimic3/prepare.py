@@ -205,9 +205,7 @@ def _write_admissions(prepared: PreparedFolder, tables: SourceTables) -> None:
             tables.open("PATIENTS", kinds)
             patients = "PATIENTS"
     has = {row[0] for row in prepared.connection.execute("DESCRIBE ADMISSIONS").fetchall()}
-    optional = ", ".join(
-        f"{name if name in has else 'NULL::VARCHAR'} AS {name.lower()}" for name in _OF_THE_PATIENT
-    )
+    optional = ", ".join(f"{name if name in has else 'NULL::VARCHAR'} AS {name.lower()}" for name in _OF_THE_PATIENT)
     prepared.write_admissions(
         f"""
         SELECT HADM_ID::VARCHAR AS encounter_id, ADMISSIONS.SUBJECT_ID::VARCHAR AS patient_id, ADMITTIME AS admitted,
