@@ -178,7 +178,11 @@ def figures_of(work: Path) -> dict[str, dict[str, Any]]:
         result[arm] = {
             "verdict": report["verdict"],
             "epsilon": (record.get("privacy") or {}).get("epsilon"),
-            "perplexity": {split: metrics[split]["adapted"]["perplexity"] for split in ("train", "test")},
+            # A private training measures nothing of its training notes: that would tell something without noise.
+            "perplexity": {
+                split: metrics[split]["adapted"]["perplexity"] if split in metrics else {"value": None}
+                for split in ("train", "test")
+            },
             "exposure": exposures_of(sections["canaries"]),
             "membership": {name: of["auroc"] for name, of in sections["membership"]["attacks"].items()},
             "split_check": sections["membership"]["split_check"]["base_alone"],
