@@ -25,6 +25,7 @@ from typing import Any
 from turns import quiet_environment
 
 from clinstack.files import read_json, replacing_file, write_json, write_text
+from clinstack.report.audit_figures import membership_name
 
 ARMS: dict[str, dict[str, Any]] = {
     "1 epoch": {"epochs": 1},
@@ -210,15 +211,20 @@ def shown(figure: dict[str, Any], digits: int = 2) -> str:
     return text if ends is None else f"{text} ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
 
 
+def often(times: int) -> str:
+    """Return how often in words."""
+    return {0: "never", 1: "once"}.get(times, f"{times} times")
+
+
 def table_of(figures: dict[str, dict[str, Any]]) -> str:
     """Return the figures as Markdown, a column for each arm."""
     first = next(iter(figures.values()))
     rows: list[list[str]] = [["", *figures], ["---", *["--:"] * len(figures)]]
     for times in first["exposure"]:
-        name = "exposure, never planted" if times == 0 else f"exposure, planted {times} times"
+        name = f"exposure, planted {often(times)}"
         rows.append([f"{name} (bits)", *(shown(of["exposure"][times], 1) for of in figures.values())])
     for attack in first["membership"]:
-        name = f"membership AUROC, {attack.replace('_', ' ')}"
+        name = f"membership AUROC, {membership_name(attack)}"
         rows.append([name, *(shown(of["membership"][attack]) for of in figures.values())])
     rows.append(
         ["own text extracted: members − others", *(shown(of["own_text"]["excess"], 3) for of in figures.values())]
@@ -251,10 +257,10 @@ def draw(figures: dict[str, dict[str, Any]]) -> Any:
                 lower.plot([place + shift], [item["value"]], **style)
                 lower.plot([place + shift] * 2, item["interval"], color=COLOURS[arm], linewidth=1.2)
         upper.axhline(NULL, color=FAINT, linewidth=0.8, linestyle=":")
-        upper.set_xticks(range(len(counts)), ["never" if times == 0 else str(times) for times in counts])
+        upper.set_xticks(range(len(counts)), ["none" if times == 0 else str(times) for times in counts])
         upper.set(title="Canaries", xlabel="Notes that hold the canary", ylabel="Exposure (bits)")
         lower.axhline(0.5, color=FAINT, linewidth=0.8, linestyle=":")
-        lower.set_xticks(range(len(attacks)), [attack.replace("_", " ") for attack in attacks], fontsize=7.5)
+        lower.set_xticks(range(len(attacks)), [membership_name(attack) for attack in attacks], fontsize=7.5)
         lower.set(title="Membership", xlabel="Attack", ylabel="AUROC")
         lower.set_ylim(0.3, 1.02)
         handles, labels = upper.get_legend_handles_labels()

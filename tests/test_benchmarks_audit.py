@@ -37,7 +37,7 @@ def invented(leak: float) -> dict[str, Any]:
         "epsilon": None if leak else 7.96,
         "perplexity": {split: estimate(3.0) for split in ("train", "test")},
         "exposure": {times: estimate(1.4 + leak * times) for times in (0, 1, 4, 16)},
-        "membership": {name: estimate(0.5 + 0.4 * leak) for name in ("loss", "min_k")},
+        "membership": {name: estimate(0.5 + 0.4 * leak) for name in ("loss", "min_k_plus_plus")},
         "own_text": {"excess": estimate(0.3 * leak)},
     }
 
@@ -46,7 +46,7 @@ def test_the_table_says_every_figure_with_its_interval(leak_study: Any) -> None:
     figures = {arm: invented(place % 2) for place, arm in enumerate(leak_study.ARMS)}
     lines = leak_study.table_of(figures).splitlines()
     assert lines[0].count("|") == len(leak_study.ARMS) + 2
-    assert "| membership AUROC, min k | 0.50 (0.40 to 0.60) | 0.90 (0.80 to 1.00) | 0.50 (0.40 to 0.60) |" in lines
+    assert "| membership AUROC, Min-K%++ | 0.50 (0.40 to 0.60) | 0.90 (0.80 to 1.00) | 0.50 (0.40 to 0.60) |" in lines
     assert "| exposure, planted 16 times (bits) | 1.4 (1.3 to 1.5) | 17.4 (17.3 to 17.5) | 1.4 (1.3 to 1.5) |" in lines
     assert lines[-2:] == ["| epsilon | 7.96 | – | 7.96 |", "| verdict | clean | leaking | clean |"]
 
