@@ -391,7 +391,11 @@ def test_training_holds_what_was_predicted(tmp_path: Path, method: str) -> None:
         vocab_size=4096, hidden_size=128, intermediate_size=344, num_hidden_layers=3, num_attention_heads=4
     )
     config.tie_word_embeddings = False
-    shutil.copytree(find_tokenizer(), tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    shutil.copytree(
+        find_tokenizer(),
+        tmp_path / "base",
+        ignore=shutil.ignore_patterns("*.safetensors", "config.json", "clinstack-manifest.json"),
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     recipe = pretrain(tmp_path / "base", {"method": method}, context=256, training={"batch_size": 4})
     stack = Stack.build(recipe.base, recipe.adapters)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from clinstack.engine.pieces import pool_pieces
 from clinstack.errors import InputError
+from clinstack.files import read_json, sha256_file, write_json
 from clinstack.model.lineage import WEIGHTS_FILE
 from clinstack.model.reading import Reading
 from clinstack.model.stack import Stack
@@ -639,7 +640,10 @@ def test_says_what_a_stack_is(folders: dict[str, Path], served: SharedBase, tmp_
     run = tmp_path / "run"
     shutil.copytree(folders["lora"], run / "stack")
     (run / "run.json").write_text(json.dumps({"status": "done", "label": "clinical-frozen+lora"}))
-    (run / "stack" / "calibration.json").write_text(json.dumps({"temperature": 2.0}))
+    calibration = run / "stack" / "calibration.json"
+    calibration.write_text(json.dumps({"temperature": 2.0}))
+    record = read_json(run / "stack" / "stack.json")
+    write_json(run / "stack" / "stack.json", record | {"calibration": sha256_file(calibration)})
     shared = SharedBase.open({"run": run})
     assert shared.stacks["run"].label == "clinical-frozen+lora"
     assert shared.stacks["run"].calibration == {"temperature": 2.0}
