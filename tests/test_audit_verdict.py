@@ -72,8 +72,8 @@ def test_the_sentence_says_what_was_and_was_not_tested_and_what_it_does_not_mean
     assert "does not prove" in said
     leaking = sentence("leaking", {"membership": [CLEAN, LEAKING, LEAKING], "canaries": [LEAKING]}, tested, not_tested)
     assert leaking.startswith(
-        "Above the threshold: membership.reference.auroc 0.8 (0.7 to 0.9), threshold 0.65; "
-        "membership.reference.auroc 0.8 (0.7 to 0.9), threshold 0.65; and 1 more. Tested:"
+        "Above the threshold: Membership, reference: AUROC 0.8 (0.7 to 0.9), threshold 0.65; "
+        "Membership, reference: AUROC 0.8 (0.7 to 0.9), threshold 0.65; and 1 more. Tested:"
     )
     open_one = sentence("inconclusive", {"membership": [CLEAN], "extraction": []}, tested, not_tested)
     assert open_one.startswith("Too little could be tested to say: extraction: nothing could be decided. Tested:")
@@ -84,5 +84,5 @@ def test_the_sentence_says_what_was_and_was_not_tested_and_what_it_does_not_mean
 
 
 def test_a_finding_in_words() -> None:
-    assert describe(UNKNOWN) == "membership.loss.auroc unknown, threshold 0.65"
-    assert describe(finding("extraction.identifiers", 3, None, 0)) == "extraction.identifiers 3, threshold 0"
+    assert describe(UNKNOWN) == "Membership, loss: AUROC unknown, threshold 0.65"
+    assert describe(finding("extraction.identifiers", 3, None, 0)) == "Extraction: identifiers 3, threshold 0"

@@ -313,7 +313,7 @@ def test_the_audit_and_when_it_is_stale(make: Make) -> None:
     assert "> **Audit:** Leaking, audited 2026-11-28. It gives away what it was trained on." in text_of(folder)
     assert "| audit | Leaking, audited 2026-11-28. Membership shows. |" in text_of(folder)
     safety = read_json(folder / "chai.json")["AppliedModelCard"]["KeyMetrics"]["SafetyReliability"]
-    assert safety["Results"]["MetricResult"][0]["Label"].startswith("membership.loss.auroc (threshold 0.6)")
+    assert safety["Results"]["MetricResult"][0]["Label"].startswith("Membership, loss: AUROC (threshold 0.6)")
     write_json(folder / "audit.json", {**audit, "verdict": "clean", "stack": {"fingerprint": fingerprint}})
     write_cards(folder)
     assert "> **Audit:**" not in text_of(folder)

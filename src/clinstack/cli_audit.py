@@ -86,7 +86,7 @@ def show_audit(run: Run, as_json: bool) -> None:
 
 def findings_table(findings: list[dict[str, Any]]) -> Table:
     """Return the findings as a table for the terminal."""
-    from clinstack.report.audit_tables import finding_name
+    from clinstack.privacy.finding_names import finding_name
 
     table = Table("finding")
     for name in ("value", "95 % interval", "threshold", "verdict"):

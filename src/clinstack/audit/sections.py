@@ -13,9 +13,9 @@ from clinstack.files import sha256_file
 from clinstack.model.data_lineage import data_of
 from clinstack.model.lineage import read_stack_record
 from clinstack.model.privacy_lineage import privacy_of
+from clinstack.privacy.finding_names import membership_name
 from clinstack.privacy.verdict import overall, sentence
 from clinstack.recipe.audit import ATTACKS, AttackName, AuditRecipe
-from clinstack.report.audit_figures import membership_name
 
 if TYPE_CHECKING:
     from clinstack.audit.target import AuditTarget

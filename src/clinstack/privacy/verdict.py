@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from clinstack.privacy.finding_names import finding_name
+
 Verdict = Literal["clean", "leaking", "inconclusive"]
 
 
@@ -165,8 +167,8 @@ def _finding_sentence(verdict: Verdict, findings: Mapping[str, Sequence[Mapping[
 
 
 def describe(item: Mapping[str, Any]) -> str:
-    """Return a finding in words, such as ``membership.loss.auroc 0.910 (0.850 to 0.950), threshold 0.65``."""
+    """Return a finding in words, such as ``Membership, loss: AUROC 0.91 (0.85 to 0.95), threshold 0.65``."""
     value = "unknown" if item["value"] is None else f"{item['value']:.3g}"
     ends = item["interval"]
     between = "" if ends is None or None in ends else f" ({ends[0]:.3g} to {ends[1]:.3g})"
-    return f"{item['name']} {value}{between}, threshold {item['threshold']:g}"
+    return f"{finding_name(item['name'])} {value}{between}, threshold {item['threshold']:g}"

@@ -9,12 +9,12 @@ from typing import Any
 
 from clinstack import __version__
 from clinstack.files import write_text
+from clinstack.privacy.finding_names import finding_name
 from clinstack.report.audit_figures import areas_figure, exposure_figure, roc_figure
 from clinstack.report.audit_tables import (
     canaries_table,
     data_table,
     extraction_table,
-    finding_name,
     membership_sentences,
     membership_table,
     stack_table,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from clinstack.privacy.finding_names import membership_name
 from clinstack.report.figures.canvas import FAINT, LINES, WIDTH, Drawing, canvas, finish, legend
 from clinstack.report.sacro import roc_points
 from clinstack.report.tables.cells import interval, number
@@ -17,12 +18,6 @@ CHANCE_EXPOSURE = 1.44
 _THRESHOLD = "#a61b1b"
 _HIGH = 0.75
 """An AUROC from which on curves leave the diagonal, and pass through the corner above it."""
-
-
-def membership_name(attack: str) -> str:
-    """Return an attack's name for a reader."""
-    known = {"min_k_plus_plus": "Min-K%++", "neighbourhood": "neighborhood"}
-    return known.get(attack, attack.replace("_", " "))
 
 
 def title(name: str) -> str:

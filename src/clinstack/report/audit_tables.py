@@ -7,24 +7,12 @@ from pathlib import PurePath
 from typing import Any
 
 from clinstack.model.privacy_lineage import TrainingPrivacy, privacy_sentence
-from clinstack.report.audit_figures import membership_name, title
+from clinstack.privacy.finding_names import membership_name
+from clinstack.report.audit_figures import title
 from clinstack.report.tables.cells import MISSING, Cell, Table, count, figure
 
 _SIDES = {"members": "Training patients", "non_members": "Held-out patients"}
 _SPECIAL = {"tpr": "TPR", "auroc": "AUROC", "min": "Min-K%++"}
-
-
-def finding_name(name: str) -> str:
-    """Return a finding's name for a reader, such as ``Membership, reference: AUROC``."""
-    section, *rest = name.split(".")
-    if section == "membership" and len(rest) == 2:
-        return f"Membership, {membership_name(rest[0])}: {_measure(rest[1])}"
-    return f"{section.capitalize()}: {_measure('.'.join(rest))}" if rest else _measure(section)
-
-
-def _measure(name: str) -> str:
-    known = {"auroc": "AUROC", "tpr_at_1_percent": "true positives at 1 % false ones", "own_text": "own text, verbatim"}
-    return known.get(name, name.replace("_", " ").replace(".", ", "))
 
 
 def stack_table(report: Mapping[str, Any]) -> Table:

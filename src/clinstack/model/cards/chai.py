@@ -17,6 +17,7 @@ from clinstack.model.cards.facts import StackFacts
 from clinstack.model.cards.figures import SMALLEST, Figure, figures_of, groups_of, patients_of, shown_count
 from clinstack.model.cards.sentences import NOT_A_DEVICE, OPEN
 from clinstack.model.cards.training import training_rows
+from clinstack.privacy.finding_names import finding_name
 
 NAMESPACE = "https://mc.chai.org/v0.2/schema.xsd"
 ROOT = "AppliedModelCard"
@@ -248,4 +249,7 @@ def _each_finding(findings: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, s
             continue
         ends = interval if isinstance(interval, (list, tuple)) and None not in interval else None
         figure = Figure("", "", "", float(value), (float(ends[0]), float(ends[1])) if ends else None)
-        yield _result(f"{found.get('name')} (threshold {found.get('threshold')}): {found.get('verdict')}", figure)
+        yield _result(
+            f"{finding_name(str(found.get('name')))} (threshold {found.get('threshold')}): {found.get('verdict')}",
+            figure,
+        )
