@@ -24,7 +24,7 @@ from clinstack.files import (
     write_text,
 )
 from clinstack.recipe import FinetuneRecipe, StageRecipe, dump_recipe, load_recipe, parse_recipe
-from clinstack.run import environment, open_run
+from clinstack.run import Run, environment, open_run
 
 INPUTS = {"examples/train.parquet": "sha256:1", "base": "sha256:2"}
 SECRET = "Mr. Somebody was admitted"
@@ -252,6 +252,22 @@ def test_fresh_killed_midway_leaves_no_run_that_seems_done(
 
 
 # ---------------------------------------------------------------------- failing
+
+
+def _work_and_stop(run: Run) -> None:
+    run.log({"step": 1})
+    raise InputError("the base is gone.")
+
+
+def test_what_is_refused_before_any_work_leaves_no_run(recipe: FinetuneRecipe) -> None:
+    """So that the corrected recipe is not refused for being another one."""
+    with pytest.raises(InputError), open_run(recipe, INPUTS):
+        raise InputError("privacy.patients_per_step: lower it.")
+    assert [item.name for item in Path(recipe.run).iterdir()] == [".lock"]
+    corrected = recipe.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(InputError), open_run(corrected, INPUTS) as run:
+        _work_and_stop(run)
+    assert record_of(corrected)["status"] == "failed"  # there is work
 
 
 def test_an_error_marks_the_run_failed_without_its_message(recipe: FinetuneRecipe) -> None:

@@ -140,6 +140,10 @@ def locked_folder(folder: Path, what: str, refuse: Callable[[], None]) -> Iterat
         lock.release()
 
 
+_OF_A_START = {".lock", "recipe.yaml", "run.json"}
+"""All that a Run holds before its stage has done anything."""
+
+
 @contextmanager
 def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False, **facts: Any) -> Iterator[Run]:
     """Create the Run of a recipe, or reopen it.
@@ -176,7 +180,10 @@ def open_run(recipe: StageRecipe, inputs: dict[str, str], *, fresh: bool = False
             write_json(folder / "run.json", run.record)
             raise
         except Exception as error:
-            if not run.is_done:
+            if isinstance(error, InputError) and {item.name for item in folder.iterdir()} <= _OF_A_START:
+                # Refused before any work: the corrected recipe finds no Run of another one in its way.
+                _empty(folder)
+            elif not run.is_done:
                 # The kind of error only: its message could quote data.
                 run.record["status"] = "failed"
                 run.record["error"] = type(error).__name__
