@@ -39,7 +39,9 @@ def attack_classifier(target: AuditTarget, recipe: AuditRecipe) -> Attacked:
     task = target.stack.task
     assert task is not None  # the target's kind is "scores"
     examples = {side: target.examples(side) for side in (MEMBERS, NON_MEMBERS)}
-    others = _drawn(target.all_examples[CALIBRATION], recipe.max_notes, recipe.evaluation.seed)
+    calibration = target.all_examples[CALIBRATION]
+    drawn = draw_by_patient(calibration.patient_ids, recipe.max_notes, recipe.evaluation.seed)
+    others = calibration.chosen(drawn)
     reference = target.open_reference()
     encoded = {side: EncodedExamples(target.stack, task, part) for side, part in examples.items()}
     logits = {
@@ -94,17 +96,6 @@ def attack_classifier(target: AuditTarget, recipe: AuditRecipe) -> Attacked:
         counts=(_counts(encoded[MEMBERS]), _counts(encoded[NON_MEMBERS])),
         columns=columns,
         remarks=remarks,
-    )
-
-
-def _drawn(examples: Examples, most: int | None, seed: int) -> Examples:
-    places = draw_by_patient(examples.patient_ids, most, seed)
-    return Examples(
-        [examples.example_ids[place] for place in places],
-        [examples.patient_ids[place] for place in places],
-        [examples.texts[place] for place in places],
-        [examples.labels[place] for place in places],
-        None if examples.sections is None else [examples.sections[place] for place in places],
     )
 
 

@@ -262,14 +262,7 @@ class AuditTarget:
     def examples(self, side: Side) -> Examples:
         """Return at most ``max_notes`` examples of a side, drawn as `notes` are."""
         rows = self.all_examples[side]
-        places = self._draw(rows.patient_ids, side)
-        return Examples(
-            [rows.example_ids[place] for place in places],
-            [rows.patient_ids[place] for place in places],
-            [rows.texts[place] for place in places],
-            [rows.labels[place] for place in places],
-            None if rows.sections is None else [rows.sections[place] for place in places],
-        )
+        return rows.chosen(self._draw(rows.patient_ids, side))
 
     # ------------------------------------------------------------------ drawing
 

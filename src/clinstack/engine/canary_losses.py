@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clinstack.engine.instruction_tuning import lay_out_pairs
 from clinstack.engine.language_modelling import note_losses
 from clinstack.errors import InputError
+from clinstack.privacy.planting import common_beginning
 from clinstack.tokens.encode import TextEncoder, document_ends
 from clinstack.tokens.prompts import EncodedPairs, EncodedPrompts, encode_answers, encode_prompts
 
@@ -67,7 +68,7 @@ def secret_losses(
     for canary, each in zip(canaries, others, strict=True):
         given, *texts = encode([canary.prefix, *(f"{canary.prefix} {secret}" for secret in (canary.secret, *each))])
         # All are scored from the same token on, also where a tokenizer joins the prefix to what follows.
-        shared = min(_common(given, text) for text in texts)
+        shared = min(common_beginning(given, text) for text in texts)
         prompts += [[*begin, *given[:shared]]] * len(texts)
         secrets += [text[shared:] for text in texts]
     context = max(len(prompt) + len(secret) for prompt, secret in zip(prompts, secrets, strict=True))
@@ -90,10 +91,3 @@ def _ways(stack: Stack, places_in: str) -> tuple[list[int], Encode]:
         raise InputError("canaries: they were planted in answers, but the stack has no prompt; audit the Run's stack.")
     begin = encode_prompts(stack.tokenizer, prompt, [""], [""], stack.max_tokens).ids[0]
     return begin, lambda texts: [ids[:-1] for ids in encode_answers(stack.tokenizer, prompt, texts)]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    for place, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return place
-    return min(len(one), len(other))

@@ -135,11 +135,17 @@ def beginnings_read(rows: NoteRows, training: TrainingRecipe) -> NDArray[np.bool
     read = rows_read(rows, training)
     if read is None:
         return None
-    of_segment = np.zeros(len(rows.segments), dtype=bool)
-    of_segment[rows.rows.segments] = np.repeat(read, np.diff(rows.rows.offsets))
+    of_segment = _segments_of(rows, read)
     found = np.zeros(len(rows.documents), dtype=bool)
     documents, first = np.unique(rows.segments.document, return_index=True)
     found[documents] = of_segment[first]
+    return found
+
+
+def _segments_of(rows: NoteRows, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which segments stand in chosen rows, bool [segments]."""
+    found = np.zeros(len(rows.segments), dtype=bool)
+    found[rows.rows.segments] = np.repeat(chosen, np.diff(rows.rows.offsets))
     return found
 
 
@@ -150,8 +156,7 @@ def _reach(rows: NoteRows, training: TrainingRecipe | None) -> Reach:
     cuts = rows.layout == "padded"
     if read is None:
         return Reach(rows.context, *ends, cuts)
-    of_segment = np.zeros(len(rows.segments), dtype=bool)
-    of_segment[rows.rows.segments] = np.repeat(read, np.diff(rows.rows.offsets))
+    of_segment = _segments_of(rows, read)
     first = np.searchsorted(rows.segments.document, np.arange(len(rows.documents) + 1))
     return Reach(rows.context, *ends, cuts, first.astype(np.int64), of_segment)
 

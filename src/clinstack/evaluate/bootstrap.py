@@ -208,10 +208,16 @@ def log_odds_interval(
     low, high = _log_odds(np.clip(interval, value / 50, 1 - (1 - value) / 50))
     middle, half = _log_odds(np.asarray(value)), (high - low) / 2
     if rarer is not None:
-        from scipy.special import ndtri, stdtrit
-
-        half *= stdtrit(max(1, rarer - 1), (1 + level) / 2) / ndtri((1 + level) / 2)
+        half *= student_widening(rarer, level)
     return [float(1 / (1 + np.exp(half - middle))), float(1 / (1 + np.exp(-half - middle)))]
+
+
+def student_widening(units: int, level: float = 0.95) -> float:
+    """Return how much wider Student's t, of one degree of freedom less than units, is than the normal distribution."""
+    from scipy.special import ndtri, stdtrit
+
+    upper = (1 + level) / 2
+    return float(stdtrit(max(1, units - 1), upper) / ndtri(upper))
 
 
 def _log_odds(share: FloatArray) -> FloatArray:

@@ -25,7 +25,7 @@ from clinstack.evaluate.calibration_figures import Entries, calibration_figures
 from clinstack.evaluate.multiple_comparisons import LEVEL, bootstrap_p, holm
 from clinstack.evaluate.scored import Scored
 from clinstack.evaluate.thresholds import decision_metrics
-from clinstack.notes.sheet.small_cells import hide_small_cells
+from clinstack.notes.sheet.small_cells import hide_small_cells, small_cell
 
 SMALLEST = 10
 """Patients of the smallest group, and of the smaller side of a class in a group, that anything is said of."""
@@ -208,4 +208,4 @@ def _largest(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _count(number: int) -> int | str:
-    return number if number == 0 or number >= SMALLEST else f"<{SMALLEST}"
+    return number if number == 0 or number >= SMALLEST else small_cell(SMALLEST)

@@ -47,6 +47,21 @@ class Examples:
     encounter_ids: list[str | None] | None = None
     """Of which admission each example is, where the table has the column ``encounter_id``."""
 
+    def chosen(self, places: Sequence[int]) -> Examples:
+        """Return some of the examples, in the order of their places."""
+
+        def at(column: list[Any]) -> list[Any]:
+            return [column[place] for place in places]
+
+        return Examples(
+            at(self.example_ids),
+            at(self.patient_ids),
+            at(self.texts),
+            at(self.labels),
+            None if self.sections is None else at(self.sections),
+            None if self.encounter_ids is None else at(self.encounter_ids),
+        )
+
 
 def is_synthetic(folder: Path) -> bool:
     """Whether Notes say that they are invented; ``folder`` is the Notes or a task's examples in them."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from clinstack.errors import InputError
 from clinstack.evaluate.auroc import FloatArray, ranking_metrics
-from clinstack.evaluate.bootstrap import Estimate, PatientDraws, draw_patients, estimate
+from clinstack.evaluate.bootstrap import Estimate, PatientDraws, draw_patients, estimate, student_widening
 
 RATES: dict[str, float] = {"tpr_at_1_percent": 0.01, "tpr_at_0.1_percent": 0.001}
 """False positive rates at which the true positive rate is read, by the figure's name."""
@@ -223,7 +223,7 @@ def joint_areas(sides: Sides, scores: Mapping[str, tuple[FloatArray, FloatArray]
     spread = moved.std(axis=1)
     varies = spread > 1e-9
     studentized = np.divide(moved, spread[:, None], where=varies[:, None], out=np.zeros_like(moved))
-    wider = _wider_for_few(sides.fewer_patients)
+    wider = student_widening(sides.fewer_patients, LEVEL)
     reach = wider * float(np.quantile(np.abs(studentized).max(axis=0), LEVEL))
     by_attack: dict[str, Estimate] = {}
     for place, name in enumerate(scores):
@@ -239,11 +239,3 @@ def joint_areas(sides: Sides, scores: Mapping[str, tuple[FloatArray, FloatArray]
         "strongest": {"attack": name, **by_attack[name], "p": p},
         "method": "studentized maximum over the attacks, bootstrap over patients",
     }
-
-
-def _wider_for_few(patients: int) -> float:
-    """Return how much wider Student's t is than the normal distribution, as `log_odds_interval` widens by."""
-    from scipy.special import ndtri, stdtrit
-
-    upper = (1 + LEVEL) / 2
-    return float(stdtrit(max(1, patients - 1), upper) / ndtri(upper))

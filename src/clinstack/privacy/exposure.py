@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinstack.evaluate.auroc import ranking_metrics
-from clinstack.evaluate.bootstrap import draw_patients, estimate, percentile_interval
+from clinstack.evaluate.bootstrap import draw_patients, estimate, percentile_interval, student_widening
 
 FloatArray = NDArray[np.float64]
 NULL = float(np.log2(np.e))
@@ -124,14 +124,12 @@ def mean_estimate(values: FloatArray, resamples: int, seed: int, *, least: float
     Resamples of few values vary less than other samples would: by (n - 1) / n in variance, and as the normal
     distribution and not as Student's t. The interval is made longer by both, around the middle that it has.
     """
-    from scipy.special import ndtri, stdtrit
-
     number = len(values)
     drawn = np.random.default_rng(seed).integers(number, size=(resamples, number))
     interval = percentile_interval(values[drawn].mean(axis=1))
     if interval is None:
         return {"value": float(values.mean()), "interval": None}
-    wider = np.sqrt(number / (number - 1)) * stdtrit(number - 1, 0.975) / ndtri(0.975)
+    wider = np.sqrt(number / (number - 1)) * student_widening(number)
     middle, half = sum(interval) / 2, (interval[1] - interval[0]) / 2 * float(wider)
     return {"value": float(values.mean()), "interval": [max(least, middle - half), middle + half]}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clinstack.errors import InputError
 from clinstack.privacy.canaries import Canary
@@ -113,13 +113,14 @@ def find_span(encode: Encode, text: str, first: int, canary: Canary, tokens: NDA
     secret = first + len(canary.prefix)
     stop = secret + 1 + len(canary.secret)
     starts = encode([text[:first].rstrip(" "), text[:secret], text[:stop]])
-    begin, middle, end = (_common(part, tokens) for part in starts)
+    begin, middle, end = (common_beginning(part, tokens) for part in starts)
     # The secret's last token may reach beyond the secret.
     return Span(begin, middle, end if end == len(starts[2]) else end + 1)
 
 
-def _common(one: NDArray[Any], other: NDArray[Any]) -> int:
+def common_beginning(one: ArrayLike, other: ArrayLike) -> int:
     """Return how many tokens two texts begin with alike."""
+    one, other = np.asarray(one), np.asarray(other)
     length = min(len(one), len(other))
     differs = np.flatnonzero(one[:length] != other[:length])
     return int(differs[0]) if len(differs) else length
